@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``fairflare`` command: one file per subcommand; the only place that prints.
+
+Heavy imports wait for their command.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from fairflare import __version__
+from fairflare.cli import data, demo, jobs, plan, report, run
+from fairflare.errors import FairFlareError
+
+app = typer.Typer(
+    name="fairflare",
+    help="Train a fair medical-imaging model across hospitals on NVIDIA FLARE.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(plan.app, name="plan")
+app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(run.app, name="run")
+app.command(name="report")(report.report)
+app.command(name="demo")(demo.demo)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(f"fairflare {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error of ours becomes four lines on standard error and exit status 1."""
+    try:
+        app()
+    except FairFlareError as problem:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"{problem.code}", style="bold red", markup=False)
+        for name, text in (("got", problem.got), ("expected", problem.expected), ("next step", problem.next_step)):
+            console.print(f"  {name + ':':<10} {text}", markup=False, soft_wrap=True)
+        sys.exit(1)

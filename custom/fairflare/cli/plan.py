@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fairflare plan``: write, check, hash and compare training plans."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairflare import presets, schema
+from fairflare.errors import PlanError
+from fairflare.plan import Plan, read_plan
+
+app = typer.Typer(help="Write, check, hash and compare training plans.", no_args_is_help=True)
+
+PlanFile = Annotated[Path, typer.Argument(help="A plan.json, or a job's folder that holds one.")]
+
+
+@app.command()
+def new(
+    preset: Annotated[str, typer.Option(help=f"What to start from: {', '.join(presets.JOBS)}.")] = "heart_flexfair",
+    name: Annotated[str, typer.Option(help="Name of the new plan; by default the preset's.")] = "",
+    to: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
+) -> None:
+    """Write a complete plan, every field written out, to start from."""
+    if preset not in presets.JOBS:
+        raise _unknown_preset(preset)
+    plan = presets.JOBS[preset](name or preset)
+    text = schema.pretty(plan)
+    if to is None:
+        typer.echo(text, nl=False)
+        return
+    if to.exists():
+        raise PlanError(
+            "FF-PLAN-EXISTS",
+            got="a file that exists already",
+            expected="the name of a new file",
+            next_step="choose another name, or remove the file first",
+        )
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {to} ({plan.sha256})")
+
+
+def _unknown_preset(preset: str) -> PlanError:
+    near = difflib.get_close_matches(preset, presets.JOBS, n=1, cutoff=0.4)
+    return PlanError(
+        "FF-PLAN-PRESET",
+        got=f"the preset '{preset}'" + (f"; the nearest valid name is '{near[0]}'" if near else ""),
+        expected=f"one of {', '.join(presets.JOBS)}",
+        next_step="correct --preset",
+    )
+
+
+@app.command()
+def check(plan: PlanFile) -> None:
+    """Check a plan: exit status 0 only if it can be run as written."""
+    found = read_plan(plan)
+    typer.echo(f"{found.name}: a valid plan")
+    for line in summary(found):
+        typer.echo(f"  {line}")
+    typer.echo(f"  sha256 {found.sha256}")
+
+
+@app.command(name="hash")
+def hash_(plan: PlanFile) -> None:
+    """Print the SHA-256 of a plan's canonical form: what a site approves."""
+    typer.echo(read_plan(plan).sha256)
+
+
+@app.command()
+def diff(first: PlanFile, second: PlanFile) -> None:
+    """Show the fields in which two plans differ: exit status 0 if there are none, 1 otherwise."""
+    a, b = (schema.pretty(read_plan(file)).splitlines() for file in (first, second))
+    lines = list(difflib.unified_diff(a, b, str(first), str(second), lineterm="", n=2))
+    for line in lines:
+        typer.echo(line)
+    if lines:
+        sys.exit(1)
+
+
+def summary(plan: Plan) -> list[str]:
+    """The plan in a few lines for a person who must decide on it."""
+    training, federation = plan.training, plan.federation
+    attributes = ", ".join(f"{one.name} ({' / '.join(one.values)})" for one in plan.attributes) or "none"
+    lines = [
+        f"learns {' or '.join(plan.task.labels)} from {plan.task.input.kind}s of the data set '{plan.task.data_set}'",
+        f"sensitive attributes: {attributes}",
+        f"network {plan.model.name}, {training.rounds} rounds of {training.work.amount} {training.work.unit}",
+        f"method {plan.method.name}",
+    ]
+    lines += [
+        f"  {penalty.criterion} by {penalty.attribute}: utility {penalty.utility}, weights {penalty.weights}, "
+        f"{penalty.form} form, {penalty.reduction}, strength {penalty.strength:g}"
+        for penalty in getattr(plan.method, "penalties", ())
+    ]
+    lines += [
+        f"protection: update {plan.protection.update}, statistics {plan.protection.statistics}",
+        "differential privacy: none",
+        f"cells: {plan.cells.minimum} records at a site, {plan.cells.sites} sites",
+        f"at least {federation.min_sites} sites, {federation.task_timeout_seconds:g} s for a task",
+    ]
+    return lines

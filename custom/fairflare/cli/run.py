@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fairflare run``: run a job in FLARE's simulator or in one process, verify a run, go on with one that stopped."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fairflare.errors import RunError
+from fairflare.plan import Plan, read_plan
+from fairflare.policy import CATALOG_NAME, DataCatalog, read_catalog
+
+app = typer.Typer(help="Run a job, verify a run, go on with one that stopped.", no_args_is_help=True)
+console = Console()
+
+SYNTHETIC_SITES = ("hospital-1", "hospital-2", "hospital-3", "hospital-4")
+
+Job = Annotated[Path, typer.Argument(help="A job's folder, or a plan.json.")]
+Catalog = Annotated[
+    Path | None,
+    typer.Option(help="Data catalogue with an entry per site; without it, four synthetic hospitals are made."),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/<plan's name>.")]
+Records = Annotated[int, typer.Option(help="Records per synthetic hospital.", min=50)]
+
+
+@app.command()
+def simulate(job: Job, catalog: Catalog = None, out: Out = None, records: Records = 400) -> None:
+    """Run a job with real FLARE processes, one per hospital; exit status 0 only if the run verifies."""
+    from fairflare.jobs import write_job
+
+    plan = read_plan(job)
+    folder = _new_folder(out or Path("runs") / plan.name)
+    data = _catalog(catalog, plan, folder, records)
+    copy = write_job(plan, folder / "job")
+    simulated(plan, copy, folder, data)
+
+
+def simulated(plan: Plan, job: Path, folder: Path, catalog: DataCatalog, resume: Path | None = None) -> None:
+    """Run one session in the simulator, show its progress, and verify it; raises :class:`RunError`."""
+    from fairflare.cli.progress import Watcher
+    from fairflare.engine.verify import verify_run
+    from fairflare.flare.simulate import Simulation
+
+    simulation = Simulation(job, folder, catalog, catalog.site_names, resume=resume)
+    console.print(f"{plan.name}: nvflare simulator with {len(simulation.sites)} processes; log in {simulation.log}")
+    with Watcher(console, plan.name) as watcher:
+        simulation.run(watcher)
+    record = verify_run(simulation.workspace)
+    console.print(f"{plan.name}: complete and consistent; final model {record.rounds[-1].model_sha256[:16]}")
+
+
+@app.command()
+def local(job: Job, catalog: Catalog = None, out: Out = None, records: Records = 400) -> None:
+    """Run a job in this process, without FLARE: the same sites and server, the same hash."""
+    from fairflare.cli.progress import Watcher
+    from fairflare.data.manifest import load
+    from fairflare.engine.local import run_local
+    from fairflare.engine.verify import verify_run
+    from fairflare.record import PROGRESS_NAME
+
+    plan = read_plan(job)
+    folder = _new_folder(out or Path("runs") / f"{plan.name}-local")
+    data = _catalog(catalog, plan, folder, records)
+    entries = {site: data.entry(site, plan.task.data_set) for site in data.site_names}
+    loaders = {site: (lambda entry=entry: load(plan, entry)) for site, entry in entries.items()}
+    with Watcher(console, plan.name) as watcher:
+        run_local(plan, loaders, folder, watch=lambda _: watcher(folder / PROGRESS_NAME))
+        watcher(folder / PROGRESS_NAME)
+    record = verify_run(folder)
+    console.print(f"{plan.name}: complete and consistent; final model {record.rounds[-1].model_sha256[:16]}")
+
+
+@app.command()
+def verify(workspace: Annotated[Path, typer.Argument(help="A run's folder or a FLARE workspace.")]) -> None:
+    """Recompute what follows from a run's record: exit status 0 only for a complete and consistent run."""
+    from fairflare.engine.verify import verify_run
+
+    record = verify_run(workspace)
+    sessions = f" in {len(record.sessions)} sessions" if len(record.sessions) > 1 else ""
+    console.print(f"{record.plan.name}: complete and consistent, {len(record.rounds)} rounds{sessions}")
+    for notice in record.notices:
+        console.print(f"  note: {notice}", markup=False)
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(help="Folder made by 'fairflare run simulate'.")]) -> None:
+    """Go on from the last complete round of a run that stopped, as a new session."""
+    from fairflare.engine.describe import verify_resumable
+    from fairflare.flare.simulate import latest_record_folder
+    from fairflare.record import read_record
+
+    source = latest_record_folder(folder)
+    record = read_record(source)
+    job = folder / "job" / record.plan.name
+    verify_resumable(record, read_plan(job))
+    session = source.parents[2]
+    catalog = read_catalog(session / "local" / CATALOG_NAME)
+    console.print(f"{record.plan.name}: going on after {len(record.rounds)} complete rounds; optimisers start anew")
+    simulated(record.plan, job, folder, catalog, resume=source)
+
+
+def _new_folder(folder: Path) -> Path:
+    if any(folder.glob("session-*")) or (folder / "record.json").exists():
+        raise RunError(
+            "FF-RUN-EXISTS",
+            got="a folder that holds a run already",
+            expected="a new folder",
+            next_step="choose another --out, go on with 'fairflare run resume', or remove the folder",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _catalog(catalog: Path | None, plan: Plan, folder: Path, records: int) -> DataCatalog:
+    """The catalogue named, or four synthetic hospitals made for this plan; every entry is looked at before work."""
+    if catalog is None:
+        from fairflare.data.synthetic import write_hospitals
+
+        console.print(f"no --catalog: making {len(SYNTHETIC_SITES)} synthetic hospitals of {records} records")
+        target = folder / "synthetic"
+        shutil.rmtree(target, ignore_errors=True)
+        return write_hospitals(target, plan, SYNTHETIC_SITES, records, seed=plan.training.seed)
+    found = read_catalog(catalog)
+    if not found.site_names:
+        raise RunError(
+            "FF-RUN-CATALOG",
+            got="a catalogue of one hospital",
+            expected="one with an entry per site ('sites'), since the simulator plays all of them",
+            next_step="write the 'sites' form: see the README of poc/",
+        )
+    for site in found.site_names:
+        found.entry(site, plan.task.data_set)
+    return found

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic hospitals: real manifests and files, made from a plan's own vocabulary, to try and to test with.
+
+Nobody is described: the records are drawn, and show what fairness methods are for.
+
+* Hospitals differ in size, in prevalence and in their measurements (covariate shift).
+* The last value of the first attribute is a *minority* (15 to 30 % of the records). Its label shows in other signs
+  than everybody else's: other features, or another mark in the image. A model that minimises the mean loss
+  learns these signs late and weakly, so federated averaging leaves a clear gap between the groups, and a penalty
+  on the gap can close most of it at a small price.
+* Some attributes and some features are missing; some patients have several records.
+
+Everything follows from the seed, through one generator for each hospital.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairflare.data.manifest import SPLITS, needed_columns
+from fairflare.data.synthetic_images import write_image
+from fairflare.data.table import write_table
+from fairflare.errors import DataError
+from fairflare.plan import Attribute, ImageInput, Plan, TableInput
+from fairflare.policy import DataCatalog, Entry, write_catalog
+from fairflare.seeds import generator
+
+FEWEST_RECORDS = 20
+SHARES = (0.6, 0.2, 0.2)
+ATTRIBUTE_MISSING = 0.02
+FEATURE_MISSING = 0.04
+#: Standard deviation of the label's log-odds: the best possible AUC is about 0.94.
+SIGNAL = 4.0
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Hospital:
+    """What is drawn before features or images: two hidden signs per record, one of which makes the label."""
+
+    signs: Floats  # (n, 2), standard normal and shifted by site: everybody's sign, and the minority's
+    labels: NDArray[np.int64]
+    groups: dict[str, NDArray[np.int64]]
+    minority: NDArray[np.bool_]
+    patients: NDArray[np.int64]
+    splits: NDArray[np.int64]
+
+
+def write_hospitals(folder: Path, plan: Plan, sites: Sequence[str], records: int, seed: int) -> DataCatalog:
+    """Write one manifest (and the images) per site, and ``data_catalog.json`` in the form by site.
+
+    Parameters
+    ----------
+    folder
+        Gets one folder per site; made if it is not there.
+    plan
+        Features or image size, labels, attributes and the data set's name are the plan's.
+    sites
+        Names of the hospitals.
+    records
+        Mean number of records of a hospital; the first ones are larger, the last ones smaller.
+    seed
+        The same seed writes the same files.
+
+    Raises
+    ------
+    DataError
+        ``FF-DATA-SYNTHETIC`` for too few records or a site named twice.
+    """
+    if records < FEWEST_RECORDS or len(set(sites)) != len(sites) or not sites:
+        raise DataError(
+            "FF-DATA-SYNTHETIC",
+            got=f"{records} records for each of {len(sites)} sites, {len(set(sites))} of them with different names",
+            expected=f"at least {FEWEST_RECORDS} records per site, and sites with different names",
+            next_step="ask for more records, or name each site once",
+        )
+    base = folder.resolve()
+    columns = needed_columns(plan)
+    entries: dict[str, dict[str, Entry]] = {}
+    for place, site in enumerate(sites):
+        home = base / site
+        home.mkdir(parents=True, exist_ok=True)
+        rng = generator(seed, "synthetic", site)
+        size = _size(records, place, len(sites))
+        rows = _rows(plan, site, _hospital(plan, size, rng), home, rng)
+        write_table(home / "manifest.csv", columns, rows)
+        root = str(home) if isinstance(plan.task.input, ImageInput) else None
+        entries[site] = {plan.task.data_set: Entry(manifest=str(home / "manifest.csv"), root=root, opt_out=None)}
+    catalog = DataCatalog(format="fairflare/catalog/1", data_sets=None, sites=entries)
+    write_catalog(base, catalog)
+    return catalog
+
+
+def _size(records: int, place: int, sites: int) -> int:
+    """From 1.4 times the mean at the first site to 0.6 times at the last one."""
+    return round(records * (1.4 - 0.8 * place / (sites - 1))) if sites > 1 else records
+
+
+def _hospital(plan: Plan, size: int, rng: np.random.Generator) -> _Hospital:
+    groups = {attribute.name: _group(size, len(attribute.values), rng) for attribute in plan.attributes}
+    minority = np.zeros(size, dtype=np.bool_)
+    if plan.attributes:
+        share = rng.uniform(0.15, 0.30)
+        first, last = plan.attributes[0].name, len(plan.attributes[0].values) - 1
+        groups[first] = np.where(rng.random(size) < share, last, _group(size, last, rng))
+        minority = groups[first] == last
+    signs = rng.normal(rng.normal(0.0, 0.25, size=2), 1.0, size=(size, 2))
+    odds = SIGNAL * np.where(minority, signs[:, 1], signs[:, 0]) + rng.uniform(-0.8, 0.8)
+    labels = (rng.random(size) < 1.0 / (1.0 + np.exp(-odds))).astype(np.int64)
+    patients = np.cumsum(
+        rng.random(size) > 0.1, dtype=np.int64
+    )  # one in ten records belongs to the patient of the one before
+    return _Hospital(signs, labels, groups, minority, patients, _splits(patients, rng))
+
+
+def _group(size: int, values: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return rng.choice(values, size=size, p=rng.dirichlet(np.full(values, 20.0))).astype(np.int64)
+
+
+def _splits(patients: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Split (n,) of each record; all records of a patient in one, every split has somebody."""
+    names, place = np.unique(patients, return_inverse=True)
+    ends = np.cumsum(SHARES)[:-1] * len(names)
+    of_patient = np.empty(len(names), dtype=np.int64)
+    of_patient[rng.permutation(len(names))] = np.searchsorted(ends, np.arange(len(names)), side="right")
+    return of_patient[place]
+
+
+def _rows(plan: Plan, site: str, hospital: _Hospital, home: Path, rng: np.random.Generator) -> list[dict[str, str]]:
+    kind = plan.task.input
+    size = len(hospital.labels)
+    columns: dict[str, list[str]] = {
+        "id": [f"{site}-{at:06d}" for at in range(size)],
+        "patient": [f"{site}-p{patient:06d}" for patient in hospital.patients],
+        "label": [plan.task.labels[label] for label in hospital.labels],
+        "split": [SPLITS[split] for split in hospital.splits],
+    }
+    # Attributes after features: where both have the same name, the attribute's numbers are the ones that count.
+    columns |= _files(kind, hospital, home, rng) if isinstance(kind, ImageInput) else _features(kind, hospital, rng)
+    for attribute in plan.attributes:
+        cells = _cells(attribute, hospital.groups[attribute.name], rng)
+        columns[attribute.name] = _with_gaps(cells, ATTRIBUTE_MISSING, rng)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _features(kind: TableInput, hospital: _Hospital, rng: np.random.Generator) -> Mapping[str, list[str]]:
+    """Raw values: features with an even place show everybody's sign, the others the minority's."""
+    shift = rng.normal(0.0, 0.2, size=len(kind.features))
+    columns = {}
+    for place, feature in enumerate(kind.features):
+        sign = hospital.signs[:, place % 2]
+        value = 0.8 * sign + 0.6 * rng.normal(size=len(sign)) + shift[place]
+        cells = [f"{feature.center + feature.scale * one:.6g}" for one in value]
+        columns[feature.name] = _with_gaps(cells, FEATURE_MISSING, rng)
+    return columns
+
+
+def _files(kind: ImageInput, hospital: _Hospital, home: Path, rng: np.random.Generator) -> Mapping[str, list[str]]:
+    (home / "images").mkdir(exist_ok=True)
+    light = rng.uniform(-15.0, 15.0, size=kind.channels)
+    files = [f"images/{at:06d}.png" for at in range(len(hospital.labels))]
+    for file, signs in zip(files, hospital.signs, strict=True):
+        write_image(home / file, kind, (float(signs[0]), float(signs[1])), light, rng)
+    return {"file": files}
+
+
+def _cells(attribute: Attribute, group: NDArray[np.int64], rng: np.random.Generator) -> list[str]:
+    """A word for each record, or a number between the edges of its group."""
+    if attribute.edges is None:
+        return [attribute.values[value] for value in group]
+    edges = np.array(attribute.edges)
+    width = float(np.diff(edges).mean()) if len(edges) > 1 else max(abs(float(edges[0])) / 4, 1.0)
+    bounds = np.concatenate([[edges[0] - width], edges, [edges[-1] + width]])
+    low, high = bounds[group], bounds[group + 1]
+    drawn = low + (high - low) * rng.random(len(group))
+    # Rounded as a form would hold it, where this does not move a number over an edge.
+    rounded = np.floor(drawn)
+    return [repr(float(one)) for one in np.where(rounded >= low, rounded, drawn)]
+
+
+def _with_gaps(cells: Sequence[str], share: float, rng: np.random.Generator) -> list[str]:
+    return ["" if gap else cell for cell, gap in zip(cells, rng.random(len(cells)) < share, strict=True)]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One phase at the server: checks each site's reply, adds it, and remembers who answered and who was refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from fairflare.engine.messages import Layout, Message, Reply
+from fairflare.errors import RoundError
+from fairflare.record import Refusal
+from fairflare.secagg.protection import Opened, Payload, SecureSum
+
+
+class Collector:
+    """Replies to one message.
+
+    Replies are added as they arrive (from any thread), so memory does not grow with the number of sites; a reply is
+    added whole or not at all.
+
+    Parameters
+    ----------
+    layout
+        What the task may return.
+    message
+        What was asked.
+    targets
+        Sites that were asked.
+    weight_unit
+        Largest weight a site may claim for its update (total of records, or 1).
+    """
+
+    def __init__(self, layout: Layout, message: Message, targets: Sequence[str], weight_unit: float) -> None:
+        self.message = message
+        self.targets = tuple(targets)
+        self._specs = layout.tasks[message.task]
+        self._sums: dict[str, SecureSum] = {label: layout.secure_sum(label, weight_unit) for label in self._specs}
+        self._accepted: set[str] = set()
+        self._refused: dict[str, str] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def accept(self, site: str, reply: Reply) -> None:
+        """Add a site's reply; raises :class:`RoundError` and remembers its code otherwise."""
+        with self._lock:
+            if self._closed or site not in self.targets or site in self._accepted:
+                raise _refusal("LATE", "a reply that nobody waits for", "one reply per site asked, before the deadline")
+            try:
+                self._check(reply)
+            except RoundError as problem:
+                self._refused[site] = problem.code
+                raise
+            for label, payload in reply.payloads.items():
+                self._sums[label].add(site, payload)
+            self._refused.pop(site, None)
+            self._accepted.add(site)
+
+    def refuse(self, site: str, code: str) -> None:
+        """Remember why a site gave no usable reply."""
+        with self._lock:
+            if not self._closed and site in self.targets and site not in self._accepted:
+                self._refused[site] = code
+
+    def _check(self, reply: Reply) -> None:
+        asked = (self.message.task, self.message.round, self.message.step, self.message.session)
+        if (reply.task, reply.round, reply.step, reply.session) != asked:
+            raise _refusal("OTHER", "a reply to another task, round, step or session", "a reply to what was asked")
+        if set(reply.payloads) != set(self._specs):
+            raise _refusal("KEYS", "other vectors than the task returns", ", ".join(self._specs) or "none")
+        for label, payload in reply.payloads.items():
+            if not isinstance(payload, Payload):
+                raise _refusal("KEYS", "something that is no vector", "protected vectors only")
+            self._sums[label].check(payload)
+
+    def close(self, missing: str = "FF-ROUND-TIMEOUT") -> None:
+        """End the phase: sites that gave nothing are refused with ``missing``, later replies with ``LATE``."""
+        with self._lock:
+            self._closed = True
+            for site in self.targets:
+                if site not in self._accepted:
+                    self._refused.setdefault(site, missing)
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Sites whose replies are in the sums, sorted."""
+        return tuple(sorted(self._accepted))
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Sites without a usable reply, sorted."""
+        return tuple(
+            Refusal(site=site, task=self.message.task, code=code) for site, code in sorted(self._refused.items())
+        )
+
+    def opened(self) -> Mapping[str, Opened]:
+        """The sums over the sites accepted."""
+        return {label: secure_sum.open() for label, secure_sum in self._sums.items()}
+
+
+def _refusal(code: str, got: str, expected: str) -> RoundError:
+    return RoundError(
+        f"FF-ROUND-{code}",
+        got=got,
+        expected=expected,
+        next_step="look at the site's own log; check its version and plan",
+    )

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the same sites and the same server as FLARE does, in one process: for property tests and studies."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import fairflare
+from fairflare.data.manifest import SiteData
+from fairflare.engine.messages import Message, Reply
+from fairflare.engine.server import Coordinator, Phase, Start
+from fairflare.engine.site import Site
+from fairflare.errors import FairFlareError
+from fairflare.plan import Plan
+from fairflare.record import RunRecord
+
+Loader = Callable[[], SiteData]
+#: Puts the sites that a message goes to in the order in which their replies arrive.
+Order = Callable[[Message, Sequence[str]], Sequence[str]]
+
+
+def software() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {"fairflare": fairflare.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def run_local(
+    plan: Plan,
+    loaders: Mapping[str, Loader],
+    folder: Path,
+    *,
+    order: Order = lambda _, sites: sites,
+    watch: Callable[[Coordinator], None] = lambda _: None,
+) -> RunRecord:
+    """Run a whole job in this process.
+
+    Parameters
+    ----------
+    plan
+        The job's plan.
+    loaders
+        Site name -> what loads its records.
+    folder
+        Gets the run's record, model and progress, and a folder ``sites/NAME`` per site.
+    order
+        Order of arrival; by default the roster's.
+    watch
+        Called once with the coordinator after every phase.
+
+    Returns
+    -------
+    RunRecord
+        Also when the run stopped early: look at its ``status``.
+    """
+    sites = {name: Site(name, plan, load, folder / "sites" / name) for name, load in loaders.items()}
+    coordinator = Coordinator(plan, folder, Start(secrets.token_hex(16), "local", software()))
+    for phase in coordinator.phases(sorted(sites)):
+        for name in order(phase.message, phase.targets):
+            answer(sites[name], phase)
+        watch(coordinator)
+    return coordinator.record
+
+
+def answer(site: Site, phase: Phase) -> None:
+    """Let one site answer a phase; a refusal, on either side, is noted by its code."""
+    try:
+        release = site.handle(phase.message)
+        release.verify_sealed()
+        reply = Reply(release.task, release.round, release.step, phase.message.session, release.payloads)
+        phase.collector.accept(site.name, reply)
+    except FairFlareError as problem:
+        phase.collector.refuse(site.name, problem.code)

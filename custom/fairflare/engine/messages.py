@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels, and the layout of every vector, both fixed by the plan.
+
+Down: a :class:`Message`. Up: a :class:`~fairflare.privacy.gate.Release` (at the server, once off the wire, a
+:class:`Reply`). One round is ``measure``, then ``train``; in lock step ``measure``, ``step`` ..., ``train``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fairflare.fairness.groups import evaluation_length, measure_length
+from fairflare.methods import METHODS, Method
+from fairflare.plan import Plan
+from fairflare.secagg.plain import PlainSite, PlainStatisticsSum, PlainUpdateSum
+from fairflare.secagg.protection import Payload, SecureSum, SiteProtection, VectorSpec
+
+JOIN, MEASURE, STEP, TRAIN, EVALUATE, FINISH = "join", "measure", "step", "train", "evaluate", "finish"
+TASKS = (JOIN, MEASURE, STEP, TRAIN, EVALUATE, FINISH)
+
+#: Entries of the ``counts`` vector of ``join``.
+COUNTS = ("training", "validation", "test", "opted_out")
+#: Entries of the ``training_sums`` vector of ``train``: over the records a site trained on.
+TRAINING_SUMS = ("loss", "records", "at_minimum", "at_maximum")
+
+
+@dataclass(frozen=True)
+class Message:
+    """From the server to a site.
+
+    Attributes
+    ----------
+    task, round, step
+        What to do; ``step`` counts local steps in lock step and is 0 otherwise.
+    session, plan_sha256
+        Which start of which plan this belongs to.
+    vectors
+        ``model`` (float32, (P,)) for ``measure`` and ``evaluate``; ``totals`` (float64) for ``train`` and ``step``.
+    numbers
+        ``records`` and ``sites`` behind the totals; ``model_sha256`` goes in ``text``.
+    """
+
+    task: str
+    round: int
+    step: int
+    session: str
+    plan_sha256: str
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    text: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """From a site to the server, as it came off the wire; nothing in it has been checked."""
+
+    task: str
+    round: int
+    step: int
+    session: str
+    payloads: Mapping[str, Payload]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every vector of a job: what each task may send, and how each is protected."""
+
+    plan: Plan
+    method: Method
+    sizes: Mapping[str, int]
+    tasks: Mapping[str, Mapping[str, VectorSpec]]
+
+    @property
+    def vectors(self) -> dict[str, VectorSpec]:
+        """All vectors by label."""
+        return {label: spec for specs in self.tasks.values() for label, spec in specs.items()}
+
+    def protections(self) -> dict[str, SiteProtection]:
+        """The site's half for each label."""
+        return {label: PlainSite() for label in self.vectors}
+
+    def secure_sum(self, label: str, weight_unit: float) -> SecureSum:
+        """A fresh accumulator for the server's half."""
+        spec = self.vectors[label]
+        return PlainUpdateSum(spec, weight_unit) if spec.dtype == "float32" else PlainStatisticsSum(spec)
+
+
+def layout_of(plan: Plan, parameters: int) -> Layout:
+    """The layout of a plan whose network has ``parameters`` numbers."""
+    sizes = {attribute.name: len(attribute.values) for attribute in plan.attributes}
+    method = METHODS[plan.method.name](plan.method, sizes, plan.cells.sites)
+    risk = sum(measure_length(measure, sizes) for measure in method.measures())
+    scores = evaluation_length(sizes, plan.evaluation.score_bins)
+
+    def specs(*vectors: tuple[str, str, int]) -> dict[str, VectorSpec]:
+        return {label: VectorSpec(label, dtype, length) for label, dtype, length in vectors if length}
+
+    validation = ("validation_sums", "float64", scores)
+    tasks = {
+        JOIN: specs(("counts", "float64", len(COUNTS))),
+        MEASURE: specs(("present_records", "float64", 1), ("risk_sums", "float64", risk), validation),
+        TRAIN: specs(("update", "float32", parameters), ("training_sums", "float64", len(TRAINING_SUMS))),
+        EVALUATE: specs(validation, ("test_sums", "float64", scores)),
+        FINISH: specs(),
+    }
+    if plan.method.lock_step:
+        tasks[STEP] = specs(("batch_sums", "float64", risk))
+    return Layout(plan, method, sizes, tasks)

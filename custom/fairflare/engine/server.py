@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's half of the job: which task comes next, what the sums mean, and the record of it all.
+
+:meth:`Coordinator.phases` is a generator of phases. Whoever drives it (FLARE's controller, the local engine) sends each
+phase's message to its targets, hands replies to the phase's collector and asks for the next phase.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fairflare.engine import describe
+from fairflare.engine.collector import Collector
+from fairflare.engine.messages import COUNTS, EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, Layout, Message, layout_of
+from fairflare.engine.store import Store
+from fairflare.errors import RoundError
+from fairflare.fairness.groups import EvaluationSums, Floats, unpack
+from fairflare.models import initial_vector, vector_sha256
+from fairflare.models.vector import Vector
+from fairflare.plan import Plan
+from fairflare.record import Final, Reason, Refusal, RoundRecord, RunRecord, Seconds, cells_from_sums, changed
+from fairflare.secagg.protection import Opened
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One message, who gets it, how long to wait (seconds), and who collects the replies."""
+
+    message: Message
+    targets: tuple[str, ...]
+    timeout: float
+    collector: Collector
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins.
+
+    Attributes
+    ----------
+    session
+        Random name of this start; replies to another one are refused.
+    transport
+        What drives the phases.
+    software
+        Names and versions, for the record.
+    earlier
+        Record and model of an earlier start to go on from (model ``None``: no round was complete), or ``None``.
+    """
+
+    session: str
+    transport: Literal["flare", "local"]
+    software: Mapping[str, str]
+    earlier: tuple[RunRecord, Vector | None, str] | None = None
+
+
+class Coordinator:
+    """One job at the server.
+
+    Parameters
+    ----------
+    plan
+        The job's plan.
+    folder
+        Where record, model and progress are kept.
+    start
+        How this run begins.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, start: Start) -> None:
+        self.plan = plan
+        self.start = start
+        self.model: Vector = initial_vector(plan)
+        self.layout: Layout = layout_of(plan, self.model.size)
+        self.store = Store(folder, plan)
+        self.record = describe.first_record(plan, start, vector_sha256(self.model))
+        if start.earlier is not None and start.earlier[1] is not None:
+            self.model = start.earlier[1]
+        self._missed: dict[str, int] = {}
+        self._records = 0.0
+        self._refusals: list[Refusal] = []
+        self._seconds: dict[str, float] = {}
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Sites that still take part, sorted."""
+        return tuple(sorted(site for site, missed in self._missed.items() if missed < self.plan.federation.max_missed))
+
+    def phases(self, roster: Sequence[str]) -> Iterator[Phase]:
+        """All phases of the run; afterwards ``record.status`` is ``complete`` or ``stopped``."""
+        self.record = changed(self.record, roster=tuple(sorted(roster)))
+        self.store.progress("start", plan=self.plan.name, rounds=self.plan.training.rounds, roster=sorted(roster))
+        try:
+            yield from self._join()
+            for number in range(len(self.record.rounds), self.plan.training.rounds):
+                yield from self._round(number)
+            yield from self._evaluate()
+        except RoundError as problem:
+            self.stop(problem.code, str(problem))
+            return
+        self._end("complete", None)
+
+    def stop(self, code: str, text: str) -> None:
+        """End the run early, for the record."""
+        if self.record.status == "running":
+            self._end("stopped", Reason(code=code, text=text))
+
+    def _end(self, status: Literal["complete", "stopped"], reason: Reason | None) -> None:
+        self.record = changed(self.record, status=status, reason=reason, ended=describe.now())
+        self.store.save(self.record)
+        self.store.progress("end", status=status, code=reason.code if reason else None)
+
+    def _phase(
+        self,
+        task: str,
+        number: int,
+        targets: Sequence[str],
+        *,
+        step: int = 0,
+        vectors: Mapping[str, np.ndarray] | None = None,
+        numbers: Mapping[str, float] | None = None,
+    ) -> Iterator[Phase]:
+        """Yield one phase; afterwards its collector is ``self._last`` and sites without an answer are noted."""
+        text = {} if task == JOIN else {"model_sha256": vector_sha256(self.model)}
+        message = Message(
+            task, number, step, self.start.session, self.plan.sha256, vectors or {}, numbers or {}, text
+        )  # fmt: skip
+        unit = self._records if self.plan.training.aggregation == "records" else 1.0
+        collector = Collector(self.layout, message, targets, unit)
+        self.store.progress("phase", task=task, round=number, step=step, sites=list(targets))
+        started = time.monotonic()
+        yield Phase(message, tuple(targets), self.plan.federation.task_timeout_seconds, collector)
+        collector.close()
+        kind = task if task in (MEASURE, TRAIN) else TRAIN
+        self._seconds[kind] = self._seconds.get(kind, 0.0) + time.monotonic() - started
+        self._note(collector)
+
+    def _note(self, collector: Collector) -> None:
+        self._last = collector
+        self._refusals += collector.refusals
+        for refusal in collector.refusals:
+            self._missed[refusal.site] = self._missed.get(refusal.site, 0) + 1
+            self.store.progress("refused", site=refusal.site, task=refusal.task, code=refusal.code)
+        self._need(collector.accepted, collector.message.task)
+
+    def _need(self, sites: Sequence[str], task: str) -> None:
+        least = self.plan.federation.min_sites
+        if len(sites) < least:
+            reasons = ", ".join(f"{refusal.site}: {refusal.code}" for refusal in self._refusals) or "nobody was asked"
+            raise RoundError(
+                "FF-ROUND-QUORUM",
+                got=f"{len(sites)} usable answers to {task} ({reasons})",
+                expected=f"at least {least}, the plan's min_sites",
+                next_step="read the named sites' own logs; then go on with 'fairflare run resume'",
+            )
+
+    def _join(self) -> Iterator[Phase]:
+        yield from self._phase(JOIN, len(self.record.rounds), self.record.roster)
+        joined = self._last.accepted
+        self._missed = dict.fromkeys(joined, 0)
+        opened = self._last.opened()["counts"]
+        counts = dict(zip(COUNTS, opened.total.tolist(), strict=True))
+        self._records = counts["training"]
+        self.record = changed(self.record, records=counts, join_refusals=tuple(self._refusals))
+        self._refusals = []
+        self.store.save(self.record)
+        self.store.progress("joined", sites=list(joined), records=counts)
+
+    def _round(self, number: int) -> Iterator[Phase]:
+        self._refusals, self._seconds = [], {}
+        yield from self._phase(MEASURE, number, self.active, vectors={"model": self.model})
+        measured, cohort = self._last.opened(), self._last.accepted
+        participants: dict[str, tuple[str, ...]] = {MEASURE: cohort}
+        risk = measured["risk_sums"].total if "risk_sums" in measured else np.zeros(0)
+        numbers = {"records": float(measured["present_records"].total[0]), "sites": float(len(cohort))}
+        totals = risk
+        for step in range(self._lock_steps()):
+            yield from self._phase(STEP, number, cohort, step=step, vectors={"totals": totals}, numbers=numbers)
+            totals, cohort = self._last.opened()["batch_sums"].total, self._last.accepted
+        yield from self._phase(TRAIN, number, cohort, vectors={"totals": totals}, numbers=numbers)
+        participants[TRAIN] = self._last.accepted
+        self._aggregate(number, participants, risk, measured["validation_sums"], self._last.opened())
+
+    def _lock_steps(self) -> int:
+        training = self.plan.training
+        if not self.plan.method.lock_step:
+            return 0
+        return training.work.amount * (training.batch.amount if training.work.unit == "epochs" else 1)
+
+    def _aggregate(
+        self,
+        number: int,
+        participants: Mapping[str, tuple[str, ...]],
+        risk: Floats,
+        validation: Opened,
+        trained: Mapping[str, Opened],
+    ) -> None:
+        started = time.monotonic()
+        self.model = self.layout.method.step(self.model, trained["update"].mean)
+        if not np.isfinite(self.model).all():
+            raise RoundError(
+                "FF-ROUND-DIVERGED",
+                got="a global model with NaN or infinity",
+                expected="finite numbers",
+                next_step="lower the learning rate or the penalty's strength in the plan",
+            )
+        for site in participants[TRAIN]:
+            self._missed[site] = 0
+        sums = dict(zip(("loss", "records", "at_minimum", "at_maximum"), trained["training_sums"].total, strict=True))
+        seconds = Seconds(
+            measure=self._seconds[MEASURE], train=self._seconds[TRAIN], aggregate=time.monotonic() - started
+        )
+        states = self.layout.method.states(unpack(self.layout.method.measures(), risk, self.layout.sizes))
+        line = RoundRecord(
+            round=number, participants=dict(participants), refusals=tuple(self._refusals),
+            records=trained["update"].weight, train_loss=float(sums["loss"] / max(sums["records"], 1.0)),
+            at_minimum=float(sums["at_minimum"]), at_maximum=float(sums["at_maximum"]),
+            penalties=tuple(describe.penalty_record(state) for state in states),
+            validation=describe.group_lines(self.plan, self._evaluation(validation)),
+            seconds=seconds, model_sha256=vector_sha256(self.model),
+        )  # fmt: skip
+        self.record = changed(self.record, rounds=(*self.record.rounds, line))
+        self.store.save(self.record, self.model)
+        self.store.progress("round", **describe.progress_facts(self.plan, line))
+
+    def _evaluation(self, opened: Opened) -> EvaluationSums:
+        sums = EvaluationSums.from_vector(opened.total, self.layout.sizes, self.plan.evaluation.score_bins)
+        return sums.keep(self.plan.cells.sites)
+
+    def _evaluate(self) -> Iterator[Phase]:
+        self._refusals = []
+        number = self.plan.training.rounds
+        yield from self._phase(EVALUATE, number, self.active, vectors={"model": self.model})
+        opened, participants = self._last.opened(), self._last.accepted
+        yield from self._phase(FINISH, number, participants)
+        final = Final(
+            model_sha256=vector_sha256(self.model),
+            participants=participants,
+            refusals=tuple(self._refusals),
+            validation=cells_from_sums(self.plan, self._evaluation(opened["validation_sums"])),
+            test=cells_from_sums(self.plan, self._evaluation(opened["test_sums"])),
+            confirmed=self._last.accepted,
+        )
+        self.record = changed(self.record, final=final)

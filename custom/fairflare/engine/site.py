@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hospital's half of the job: answers each task with a release, or refuses by an exception."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fairflare.data.manifest import Records, SiteData
+from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, Layout, Message, layout_of
+from fairflare.engine.training import Scores, Trainer
+from fairflare.errors import DataError, RoundError
+from fairflare.fairness.groups import (
+    HOSPITAL,
+    CellSums,
+    EvaluationSums,
+    Floats,
+    HospitalSums,
+    Integers,
+    Measure,
+    Sums,
+    pack,
+    unpack,
+)
+from fairflare.methods import SampleTerms
+from fairflare.models import build, parameter_count, vector_sha256
+from fairflare.models.vector import Vector
+from fairflare.plan import Plan
+from fairflare.privacy.gate import Release, ReleaseGate, ReleaseLog, Weighted
+
+RELEASES = "releases.jsonl"
+
+
+@dataclass
+class _Round:
+    """What a site remembers while a round is under way."""
+
+    number: int
+    model: Vector
+    own: dict[Measure, Sums]
+    batches: Iterator[Integers]
+    step: int = 0
+    batch: Integers | None = None
+    losses: list[tuple[float, int]] = field(default_factory=list)
+    terms: list[SampleTerms] = field(default_factory=list)
+
+
+class Site:
+    """One hospital in one job; kept between tasks.
+
+    Parameters
+    ----------
+    name
+        The site's name in the federation.
+    plan
+        The job's plan.
+    load
+        Loads the site's records; called once, at ``join``.
+    folder
+        Where the site keeps its own list of releases. Nothing in it is ever sent.
+
+    ``stop`` is asked between batches; once it answers True, training is given up by an exception.
+    """
+
+    def __init__(self, name: str, plan: Plan, load: Callable[[], SiteData], folder: Path) -> None:
+        # One thread makes the sums of a convolution independent of the machine's number of cores.
+        torch.set_num_threads(1)
+        self.name = name
+        self.plan = plan
+        self.folder = folder
+        self._load = load
+        self.layout: Layout = layout_of(plan, parameter_count(build(plan)))
+        self._log = ReleaseLog(folder / RELEASES)
+        self._gate = ReleaseGate(self.layout.tasks, self.layout.protections(), self._log)
+        self._data: SiteData | None = None
+        self._trainer: Trainer | None = None
+        self._round: _Round | None = None
+        self._evaluated = ""
+        self.stop: Callable[[], bool] = lambda: False
+
+    def handle(self, message: Message) -> Release:
+        """Do one task; raises a :class:`~fairflare.errors.FairFlareError` that says why not otherwise."""
+        self._verify(message)
+        tasks: dict[str, Callable[[Message], Mapping[str, Weighted]]] = {
+            JOIN: self._join, MEASURE: self._measure, STEP: self._step,
+            TRAIN: self._train, EVALUATE: self._evaluate, FINISH: self._finish,
+        }  # fmt: skip
+        started = time.monotonic()
+        vectors = tasks[message.task](message)
+        self._log.append(
+            {"event": "work", "task": message.task, "round": message.round, "seconds": time.monotonic() - started}
+        )
+        return self._gate.release(message.task, message.round, message.step, vectors)
+
+    def _verify(self, message: Message) -> None:
+        if message.plan_sha256 != self.plan.sha256:
+            raise _refused("PLAN", "a task of another plan", "the plan that this site joined with")
+        if message.task not in self.layout.tasks:
+            raise _refused("TASK", "an unknown task", f"one of {', '.join(self.layout.tasks)}")
+        if message.task != JOIN and self._data is None:
+            raise _refused("NOT-JOINED", f"task {message.task} before join", "join first, also after a restart")
+        expected = self._expected_vectors(message.task)
+        if set(message.vectors) != set(expected):
+            raise _refused("INPUT", f"inputs {sorted(message.vectors)}", f"inputs {sorted(expected)}")
+        for label, (dtype, length) in expected.items():
+            values = message.vectors[label]
+            if values.dtype != np.dtype(dtype) or values.shape != (length,) or not np.isfinite(values).all():
+                raise _refused("INPUT", f"an unusable '{label}'", f"{length} finite numbers of type {dtype}")
+
+    def _expected_vectors(self, task: str) -> dict[str, tuple[str, int]]:
+        specs = self.layout.vectors
+        risk = specs["risk_sums"].length if "risk_sums" in specs else 0
+        model = {"model": ("float32", specs["update"].length)}
+        totals = {"totals": ("float64", risk)}
+        return {MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals}.get(task, {})
+
+    def _join(self, message: Message) -> dict[str, Weighted]:
+        data = self._load()
+        batch = self.plan.training.batch
+        if batch.unit == "batches_per_epoch" and len(data.training) < batch.amount:
+            raise DataError(
+                "FF-DATA-FEW",
+                got=f"fewer training records than the {batch.amount} batches of an epoch",
+                expected="at least one record per batch",
+                next_step="lower training.batch.amount in the plan",
+            )
+        self._data, self._round, self._evaluated = data, None, ""
+        self._trainer = Trainer(self.plan, self.name, data.training)
+        counts = [len(data.training), len(data.validation), len(data.test), data.opted_out]
+        return {"counts": Weighted(np.array(counts, dtype=np.float64))}
+
+    def _parts(self) -> tuple[SiteData, Trainer]:
+        if self._data is None or self._trainer is None:
+            raise _refused("NOT-JOINED", "a task before join", "join first, also after a restart")
+        return self._data, self._trainer
+
+    def _measure(self, message: Message) -> dict[str, Weighted]:
+        data, trainer = self._parts()
+        model = message.vectors["model"]
+        trainer.start_round(model)
+        own: dict[Measure, Sums] = {}
+        vectors = {
+            "present_records": Weighted(np.array([len(data.training)], dtype=np.float64)),
+            "validation_sums": self._evaluation(data.validation),
+        }
+        if self.layout.method.measures():
+            own = self._sums(trainer.scores(data.training), data.training)
+            vectors["risk_sums"] = Weighted(pack(self.layout.method.measures(), own))
+        self._round = _Round(message.round, model, own, trainer.batches(message.round))
+        return vectors
+
+    def _sums(self, scores: Scores, records: Records) -> dict[Measure, Sums]:
+        result: dict[Measure, Sums] = {}
+        minimum = self.plan.cells.minimum
+        for measure in self.layout.method.measures():
+            chosen = np.ones(len(records), dtype=bool) if measure.label < 0 else records.labels == measure.label
+            values = scores.of(measure.utility)[chosen]
+            if measure.attribute == HOSPITAL:
+                result[measure] = HospitalSums.measure(values, minimum, measure.weighted)
+            else:
+                group = records.groups[measure.attribute][chosen]
+                result[measure] = CellSums.measure(values, group, self.layout.sizes[measure.attribute], minimum)
+        return result
+
+    def _evaluation(self, records: Records) -> Weighted:
+        _, trainer = self._parts()
+        scores = trainer.scores(records)
+        bins, minimum = self.plan.evaluation.score_bins, self.plan.cells.minimum
+        sums = EvaluationSums.measure(
+            scores.probability, scores.cross_entropy, records.labels, records.groups, self.layout.sizes, bins, minimum
+        )
+        return Weighted(sums.vector())
+
+    def _current(self, message: Message) -> _Round:
+        current = self._round
+        if current is None or current.number != message.round:
+            raise _refused(
+                "MODEL", f"task {message.task} of a round whose model this site did not get", "measure first"
+            )
+        if message.text.get("model_sha256") != vector_sha256(current.model):
+            raise _refused("MODEL", "another model than the one measured", "the same model in measure and train")
+        return current
+
+    def _step(self, message: Message) -> dict[str, Weighted]:
+        data, trainer = self._parts()
+        current = self._current(message)
+        if message.step != current.step:
+            raise _refused("STEP", f"step {message.step}", f"step {current.step}")
+        if message.step > 0:
+            self._apply_batch(current, message)
+        current.batch = next(current.batches)
+        current.step += 1
+        batch = data.training.take(current.batch)
+        scores = trainer.batch_scores(current.number, current.step - 1, current.batch)
+        current.own = self._sums(scores, batch)
+        return {"batch_sums": Weighted(pack(self.layout.method.measures(), current.own))}
+
+    def _apply_batch(self, current: _Round, message: Message) -> None:
+        data, trainer = self._parts()
+        if current.batch is None:
+            raise _refused("STEP", "totals without a batch", "step 0 first")
+        batch = data.training.take(current.batch)
+        terms = self._terms(current, message, batch, len(batch))
+        loss = trainer.step(current.number, current.step - 1, current.batch, terms.coefficients)
+        current.losses.append((loss, len(batch)))
+        current.terms.append(terms)
+        current.batch = None
+
+    def _terms(self, current: _Round, message: Message, records: Records, behind: int) -> SampleTerms:
+        """The method's terms for ``records``; ``behind``: records over which the local loss is a mean."""
+        measures = self.layout.method.measures()
+        totals = unpack(measures, message.vectors["totals"], self.layout.sizes)
+        factor = self._factor(message, behind)
+        return self.layout.method.sample_terms(totals, current.own, records.groups, records.labels, factor)
+
+    def _factor(self, message: Message, behind: int) -> float:
+        """What turns the gradient of the joint penalty into this site's mean loss (algorithms section 8.4)."""
+        data, _ = self._parts()
+        if self.plan.training.aggregation == "uniform":
+            share = 1.0 / message.numbers["sites"]
+        else:
+            share = len(data.training) / message.numbers["records"]
+        return self.layout.method.factor(behind, share)
+
+    def _train(self, message: Message) -> dict[str, Weighted]:
+        data, trainer = self._parts()
+        current = self._current(message)
+        self._round = None
+        if self.plan.method.lock_step:
+            self._apply_batch(current, message)
+        else:
+            self._train_freely(current, message)
+        update = trainer.vector() - current.model
+        if not np.isfinite(update).all():
+            trainer.forget()
+        weight = float(len(data.training)) if self.plan.training.aggregation == "records" else 1.0
+        return {"update": Weighted(update, weight), "training_sums": Weighted(_training_sums(current))}
+
+    def _train_freely(self, current: _Round, message: Message) -> None:
+        data, trainer = self._parts()
+        terms = self._terms(current, message, data.training, len(data.training))
+        for number, index in enumerate(current.batches):
+            if self.stop():
+                raise _refused("ABORTED", "an abort signal while training", "a job that goes on")
+            chosen = {name: values[index] for name, values in terms.coefficients.items()}
+            loss = trainer.step(current.number, number, index, chosen)
+            current.losses.append((loss, index.size))
+        current.terms.append(terms)
+
+    def _evaluate(self, message: Message) -> dict[str, Weighted]:
+        data, trainer = self._parts()
+        model = message.vectors["model"]
+        trainer.start_round(model)
+        self._evaluated = vector_sha256(model)
+        return {"validation_sums": self._evaluation(data.validation), "test_sums": self._evaluation(data.test)}
+
+    def _finish(self, message: Message) -> dict[str, Weighted]:
+        if message.text.get("model_sha256") != self._evaluated:
+            raise _refused("MODEL", "a final model that this site did not evaluate", "the model of task evaluate")
+        return {}
+
+
+def _training_sums(current: _Round) -> Floats:
+    records = sum(size for _, size in current.losses)
+    loss = sum(value * size for value, size in current.losses)
+    low = sum(terms.at_minimum for terms in current.terms)
+    high = sum(terms.at_maximum for terms in current.terms)
+    return np.array([loss, records, low, high], dtype=np.float64)
+
+
+def _refused(code: str, got: str, expected: str) -> RoundError:
+    return RoundError(
+        f"FF-ROUND-{code}",
+        got=got,
+        expected=expected,
+        next_step="check that server and sites run the same version and plan; a restarted site must join again",
+    )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site's local work on tensors: batches, forward passes, optimiser steps. Knows nothing of sums or messages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairflare.data.manifest import Records
+from fairflare.engine.objective import batch_loss, utilities
+from fairflare.fairness.groups import Floats, Integers, Utility
+from fairflare.models import build, load_vector, to_vector
+from fairflare.models.vector import Vector
+from fairflare.plan import ImageInput, Plan, Sgd
+from fairflare.seeds import generator
+
+_FORWARD_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A forward pass over records: arrays of shape (n,), float64."""
+
+    cross_entropy: Floats
+    clipped_cross_entropy: Floats
+    probability: Floats
+
+    def of(self, utility: Utility) -> Floats:
+        """The utility's value for each record."""
+        return self.clipped_cross_entropy if utility == "cross_entropy" else self.probability
+
+
+class Trainer:
+    """The network and its optimiser at one site, kept for the whole job.
+
+    Parameters
+    ----------
+    plan
+        Says network, optimiser, batches and seed.
+    site
+        Name of the site: part of the seeds, so no two sites draw the same batches.
+    records
+        Training records.
+    """
+
+    def __init__(self, plan: Plan, site: str, records: Records) -> None:
+        self.plan = plan
+        self.site = site
+        self.records = records
+        self.model = build(plan)
+        self.class_weights = torch.tensor(plan.training.class_weights, dtype=torch.float32)
+        self.optimizer = self._new_optimizer()
+
+    def start_round(self, vector: Vector) -> None:
+        """Take over the global model; the optimiser's state goes on or starts anew, as the plan says."""
+        load_vector(self.model, vector)
+        if self.plan.training.optimizer.state == "reset":
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop the optimiser's state."""
+        self.optimizer = self._new_optimizer()
+
+    def vector(self) -> Vector:
+        """The local model, float32 (P,)."""
+        return to_vector(self.model)
+
+    def batches(self, round_: int) -> Iterator[Integers]:
+        """Record numbers of each batch of this round, drawn from the plan's seed; every record once an epoch."""
+        random = generator(self.plan.training.seed, "batches", self.site, round_)
+        work = self.plan.training.work
+        epochs = range(work.amount) if work.unit == "epochs" else itertools.count()
+        endless = (batch for _ in epochs for batch in self._epoch(random))
+        yield from itertools.islice(endless, work.amount if work.unit == "steps" else None)
+
+    def _epoch(self, random: np.random.Generator) -> list[Integers]:
+        order = random.permutation(len(self.records)).astype(np.int64)
+        batch = self.plan.training.batch
+        parts = batch.amount if batch.unit == "batches_per_epoch" else -(-order.size // batch.amount)
+        if batch.unit == "records":
+            return [order[start : start + batch.amount] for start in range(0, order.size, batch.amount)]
+        return np.array_split(order, parts)
+
+    def augmented(self, round_: int, number: int, index: Integers) -> torch.Tensor:
+        """Inputs of a training batch, with the plan's augmentation drawn for batch ``number`` of the round."""
+        inputs = self.records.inputs[index]
+        given = self.plan.task.input
+        if isinstance(given, ImageInput) and given.augmentation == "flips":
+            random = generator(self.plan.training.seed, "flips", self.site, round_, number)
+            flips = random.integers(0, 2, size=(2, index.size, 1, 1, 1), dtype=np.int64).astype(bool)
+            inputs = np.where(flips[0], inputs[..., ::-1], inputs)
+            inputs = np.where(flips[1], inputs[..., ::-1, :], inputs)
+        return self.tensor(inputs)
+
+    def tensor(self, inputs: NDArray[np.float32] | NDArray[np.uint8]) -> torch.Tensor:
+        """Records' inputs as the network takes them: images scaled to [0, 1] and normalised."""
+        given = self.plan.task.input
+        values = torch.from_numpy(np.ascontiguousarray(inputs)).to(torch.float32)
+        if isinstance(given, ImageInput):
+            shape = (1, given.channels, 1, 1)
+            values = (values / 255 - torch.tensor(given.mean).view(shape)) / torch.tensor(given.std).view(shape)
+        return values
+
+    def scores(self, records: Records) -> Scores:
+        """A forward pass over all of ``records`` with the current model, without augmentation."""
+        starts = range(0, len(records), _FORWARD_BATCH)
+        with torch.no_grad():
+            logits = [self.model(self.tensor(records.inputs[start : start + _FORWARD_BATCH])) for start in starts]
+        return self._scores(torch.cat(logits) if logits else torch.zeros(0, 2), records.labels)
+
+    def batch_scores(self, round_: int, number: int, index: Integers) -> Scores:
+        """The same for one training batch, augmented as its training step will see it."""
+        with torch.no_grad():
+            logits = self.model(self.augmented(round_, number, index))
+        return self._scores(logits, self.records.labels[index])
+
+    def _scores(self, logits: torch.Tensor, labels: Integers) -> Scores:
+        target = torch.from_numpy(labels)
+        wide = logits.to(torch.float64)
+        entropy = utilities(wide, target, float("inf"))["cross_entropy"].numpy()
+        clipped = utilities(wide, target, self.plan.method.clip)
+        return Scores(entropy, clipped["cross_entropy"].numpy(), clipped["probability"].numpy())
+
+    def step(self, round_: int, number: int, index: Integers, terms: Mapping[Utility, Floats]) -> float:
+        """One optimiser step on a batch; returns the mean task loss of the batch before the step."""
+        logits = self.model(self.augmented(round_, number, index))
+        labels = torch.from_numpy(self.records.labels[index])
+        loss, task = batch_loss(logits, labels, self.class_weights, terms, self.plan.method.clip)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(task.detach())
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        spec, parameters = self.plan.training.optimizer, list(self.model.parameters())
+        if isinstance(spec, Sgd):
+            return torch.optim.SGD(
+                parameters, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=spec.weight_decay
+            )
+        betas = (spec.beta1, spec.beta2)
+        return torch.optim.AdamW(parameters, lr=spec.lr, betas=betas, eps=spec.epsilon, weight_decay=spec.weight_decay)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exception tree: every error has a stable code, what was got, what was expected, and the next step.
+
+::
+
+    FairFlareError
+    |-- PlanError         FF-PLAN-*    a plan.json that cannot be run as written
+    |-- CatalogError      FF-CAT-*     a site's data catalogue
+    |-- DataError         FF-DATA-*    a manifest, an image or a table
+    |-- GateError         FF-GATE-*    something tried to leave a site that the release gate does not recognise
+    |-- WireError         FF-WIRE-*    a message that does not have the form of this version
+    |-- RoundError        FF-ROUND-*   a reply that is refused, a site that is missing, a quorum that is not met
+    `-- RunError          FF-RUN-*     a run, a record or a workspace that is incomplete or inconsistent
+
+A message may leave a site only as its code (see ``fairflare.flare.executor``): the text of ``got`` can hold local
+facts, although by rule never a patient's id, path or value.
+"""
+
+from __future__ import annotations
+
+
+class FairFlareError(Exception):
+    """Root of all errors that FairFlare raises on purpose.
+
+    Parameters
+    ----------
+    code
+        Stable identifier such as ``FF-PLAN-UNKNOWN-KEY``; safe to send to another organisation.
+    got
+        What was found. Never a patient's id, path or value.
+    expected
+        What would have been accepted.
+    next_step
+        What the reader should do now.
+    """
+
+    prefix = "FF-"
+
+    def __init__(self, code: str, *, got: str, expected: str, next_step: str) -> None:
+        if not code.startswith(self.prefix):
+            raise ValueError(f"{type(self).__name__} needs a code that starts with {self.prefix}, got {code}")
+        self.code = code
+        self.got = got
+        self.expected = expected
+        self.next_step = next_step
+        super().__init__(f"{code}: got {got}; expected {expected}. Next step: {next_step}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild through keyword arguments, so that errors survive pickling between processes."""
+        return _rebuild, (type(self), self.code, self.got, self.expected, self.next_step)
+
+
+def _rebuild(kind: type[FairFlareError], code: str, got: str, expected: str, next_step: str) -> FairFlareError:
+    return kind(code, got=got, expected=expected, next_step=next_step)
+
+
+class PlanError(FairFlareError):
+    """A training plan that cannot be run as written."""
+
+    prefix = "FF-PLAN-"
+
+
+class CatalogError(FairFlareError):
+    """A site's data catalogue that cannot be used."""
+
+    prefix = "FF-CAT-"
+
+
+class DataError(FairFlareError):
+    """A manifest, an image or a table that breaks the data contract."""
+
+    prefix = "FF-DATA-"
+
+
+class GateError(FairFlareError):
+    """Something tried to leave a site that the release gate does not recognise."""
+
+    prefix = "FF-GATE-"
+
+
+class WireError(FairFlareError):
+    """A message that does not have the form of this version."""
+
+    prefix = "FF-WIRE-"
+
+
+class RoundError(FairFlareError):
+    """A reply that is refused, a site that is missing or a quorum that is not met."""
+
+    prefix = "FF-ROUND-"
+
+
+class RunError(FairFlareError):
+    """A run, a record or a workspace that is incomplete or inconsistent."""
+
+    prefix = "FF-RUN-"

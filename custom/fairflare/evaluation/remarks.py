@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warnings, in words: what makes a number in a report worth less than it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fairflare.evaluation.summary import AttributeSummary, GroupSummary, Remark, RunSummary, Value
+from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL, EvaluationSums
+from fairflare.record import RunRecord
+
+#: Fewer records than this in a (group, label) cell are pointed out: a rate near 1/2 is known to +-0.17.
+SMALL_CELL = 30
+#: A 95 % interval wider than this is pointed out.
+WIDE = 0.2
+#: So much of all scores in one bin makes a model constant.
+ONE_BIN = 0.99
+#: Changes up to this size (half a percentage point) are not remarked on.
+NOTICEABLE = 0.005
+#: Share of record weights held at the plan's bounds from which on it is pointed out.
+HELD = 0.01
+
+#: Gap -> the metric whose worst group tells whether closing the gap helped anybody.
+_BENEFIT = {
+    "roc_auc_difference": "roc_auc",
+    "balanced_accuracy_difference": "balanced_accuracy",
+    "accuracy_difference": "accuracy",
+    "equal_opportunity_difference": "true_positive_rate",
+    "equalized_odds_difference": "balanced_accuracy",
+    "demographic_parity_difference": "balanced_accuracy",
+}
+
+
+def run_remarks(summary: RunSummary, record: RunRecord, sums: EvaluationSums) -> tuple[Remark, ...]:
+    """All warnings about one run, those that concern everything first."""
+    found = [
+        *_incomplete(record, summary),
+        *_threshold(record, summary),
+        *_constant(summary, sums),
+        *_held(record),
+        *_unseen(summary),
+    ]
+    for attribute in summary.attributes:
+        found += [*_missing(attribute, summary.overall), *_small_cells(attribute, summary)]
+    return (*found, *_wide_intervals(summary))
+
+
+def _incomplete(record: RunRecord, summary: RunSummary) -> Iterator[Remark]:
+    planned = record.plan.training.rounds
+    if record.status != "complete" or summary.rounds < planned:
+        yield Remark("incomplete run", f"the run is '{record.status}' after {summary.rounds} of {planned} rounds")
+    absent = [site for site in record.roster if site not in summary.sites]
+    if absent:
+        yield Remark(
+            "missing sites",
+            f"{', '.join(absent)} took no part in the final evaluation: the results are not about them",
+        )
+
+
+def _threshold(record: RunRecord, summary: RunSummary) -> Iterator[Remark]:
+    wanted = record.plan.evaluation.threshold
+    if wanted != summary.threshold.source:
+        yield Remark("threshold", "the validation records lack one of the labels, so the threshold is 0.5")
+    elif wanted != "half" and summary.split == "validation":
+        yield Remark(
+            "threshold",
+            "it was chosen on these same records: balanced accuracy at it looks better than it is",
+        )
+
+
+def constant_reasons(overall: GroupSummary, histogram: np.ndarray) -> list[str]:
+    """Signs that a model says the same of everybody; ``histogram`` (2, bins) of all records by label."""
+    reasons = []
+    share = histogram.sum(axis=0).max() / max(histogram.sum(), 1.0)
+    if share >= ONE_BIN:
+        reasons.append(f"{share:.0%} of the scores lie in one bin of width {1 / histogram.shape[-1]:.3g}")
+    rate = overall.metrics["selection_rate"].value
+    if rate in (0.0, 1.0):
+        reasons.append("nobody is called positive" if rate == 0 else "everybody is called positive")
+    auc = overall.metrics["roc_auc"]
+    if auc.low is not None and auc.high is not None and auc.low <= 0.5 <= auc.high:
+        reasons.append(
+            f"the interval of the area under the ROC curve ({auc.low:.2f} to {auc.high:.2f}) contains 0.5, "
+            "which is chance"
+        )
+    return reasons
+
+
+def _constant(summary: RunSummary, sums: EvaluationSums) -> Iterator[Remark]:
+    reasons = constant_reasons(summary.overall, sums.cells[EVERYBODY][0, :, HEAD:])
+    if reasons:
+        yield Remark("constant model", "; ".join(reasons) + ". Small gaps of such a model mean nothing")
+
+
+def _held(record: RunRecord) -> Iterator[Remark]:
+    last = record.rounds[-1] if record.rounds else None
+    held = 0.0 if last is None else last.at_minimum + last.at_maximum
+    if last is not None and last.records > 0 and held > HELD * last.records:
+        yield Remark(
+            "held weights",
+            f"in the last round {held:.0f} record weights (of {last.records:.0f} records) were held at the "
+            "plan's bounds: the penalty acted more weakly than its strength says",
+        )
+
+
+def _unseen(summary: RunSummary) -> Iterator[Remark]:
+    if any(penalty.attribute == HOSPITAL for penalty in summary.penalties):
+        yield Remark(
+            "hospitals",
+            "the penalised groups are hospitals: only sums over hospitals are opened, so no gap between them "
+            "can be shown",
+        )
+
+
+def _missing(attribute: AttributeSummary, overall: GroupSummary) -> Iterator[Remark]:
+    if attribute.missing > 0:
+        share = attribute.missing / max(overall.records, 1)
+        yield Remark(
+            "missing records",
+            f"{attribute.attribute}: {attribute.missing} of {overall.records} records ({share:.1%}) are in "
+            "no group, because the attribute is missing or the cell was too small to be released",
+        )
+
+
+def _small_cells(attribute: AttributeSummary, summary: RunSummary) -> Iterator[Remark]:
+    negative, positive = summary.task["labels"]
+    cells = []
+    for group in attribute.groups:
+        positives = group.positives or 0
+        for label, count in ((negative, group.records - positives), (positive, positives)):
+            if 0 < count < SMALL_CELL:
+                cells.append(f"{group.group} has {count} records labelled {label}")
+    if cells:
+        yield Remark("small cell", f"{attribute.attribute}: {', '.join(cells)} (fewer than {SMALL_CELL})")
+
+
+def is_wide(value: Value) -> bool:
+    """Whether the interval is wider than :data:`WIDE`; a value without one is not wide but unknown."""
+    return value.low is not None and value.high is not None and value.high - value.low > WIDE
+
+
+def _wide_intervals(summary: RunSummary) -> Iterator[Remark]:
+    places = [("everybody", summary.overall)]
+    places += [(f"{part.attribute} {group.group}", group) for part in summary.attributes for group in part.groups]
+    for metric, words in (
+        ("roc_auc", "area under the ROC curve"),
+        ("balanced_accuracy", "balanced accuracy"),
+    ):
+        wide = [place for place, group in places if is_wide(group.metrics[metric])]
+        if wide:
+            yield Remark("wide interval", f"{words}: wider than {WIDE:g} for {', '.join(wide)}")
+
+
+def comparison_remarks(baseline: RunSummary, other: RunSummary) -> tuple[Remark, ...]:
+    """All warnings about two comparable runs."""
+    found = list(_different_records(baseline, other))
+    for before, after in zip(baseline.attributes, other.attributes, strict=True):
+        texts = [text for gap, metric in _BENEFIT.items() for text in _levelled(before, after, gap, metric)]
+        found += [Remark("levelling down", f"{before.attribute}: {text}") for text in texts]
+    return tuple(found)
+
+
+def _different_records(baseline: RunSummary, other: RunSummary) -> Iterator[Remark]:
+    first, second = baseline.overall, other.overall
+    if (first.records, first.positives) != (second.records, second.positives):
+        yield Remark(
+            "different records",
+            f"it was evaluated on {second.records} records, {baseline.name} on {first.records}, or with other "
+            "labels: a part of every change may come from that",
+        )
+
+
+def _levelled(before: AttributeSummary, after: AttributeSummary, gap: str, metric: str) -> Iterator[str]:
+    """Levelling down: the gap fell, the worst group did not gain, and a better group lost."""
+    old_gap, new_gap = before.gaps[gap].value, after.gaps[gap].value
+    old, new = ({g.group: g.metrics[metric].value for g in part.groups} for part in (before, after))
+    pairs = {name: (x, y) for name, x in old.items() if x is not None and (y := new[name]) is not None}
+    if old_gap is None or new_gap is None or len(pairs) < 2 or new_gap >= old_gap - NOTICEABLE:
+        return
+    worst_before, worst_after = min(x for x, _ in pairs.values()), min(y for _, y in pairs.values())
+    losers = [name for name, (x, y) in pairs.items() if x > worst_before and y < x - NOTICEABLE]
+    if losers and worst_after <= worst_before + NOTICEABLE:
+        name = losers[0]
+        yield (
+            f"the {gap.replace('_', ' ')} fell from {old_gap:.3f} to {new_gap:.3f}, but the worst group did "
+            f"not improve ({metric.replace('_', ' ')} {worst_before:.3f} to {worst_after:.3f}) and {name}, a "
+            f"better group, got worse ({pairs[name][0]:.3f} to {pairs[name][1]:.3f})"
+        )

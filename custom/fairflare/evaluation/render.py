@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports for people: tables for the terminal, readable at 100 columns and without colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+
+from rich.box import SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fairflare.evaluation.export import to_csv, to_json
+from fairflare.evaluation.remarks import NOTICEABLE
+from fairflare.evaluation.report import WORST_BY
+from fairflare.evaluation.summary import TOO_FEW_GROUPS, Comparison, GroupSummary, Remark, RunSummary, Value
+from fairflare.evaluation.words import (
+    COLUMNS,
+    CRITERIA,
+    HIGHER_IS_BETTER,
+    LEGEND_CHANGE,
+    LEGEND_GAP,
+    LEGEND_INTERVAL,
+    LOWER_IS_BETTER,
+    MEANINGS,
+    NAMES,
+    NO_CRITERION,
+    name_of,
+)
+
+__all__ = ["WIDTH", "comparison_report", "run_report", "to_csv", "to_json", "to_text"]
+
+WIDTH = 100
+#: Runs side by side in one table: the baseline and so many others.
+_OTHERS = 2
+
+
+def to_text(report: RenderableType, width: int = WIDTH) -> str:
+    """A report as plain text, lines without trailing spaces."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None, highlight=False, emoji=False).print(report)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def run_report(summary: RunSummary) -> Group:
+    """One run: what it is, its groups, gaps and worst groups, what could not be estimated, and warnings."""
+    parts: list[RenderableType] = [Text(line) for line in _head(summary)]
+    parts += [Text(), Text("Results by group", style="bold"), _group_table(summary)]
+    parts += [Text(line) for line in _not_estimable(summary)]
+    if summary.attributes:
+        parts += [Text(), Text("Gaps between groups", style="bold"), _gap_table(summary)]
+        parts += [Text(line) for line in _worst(summary)]
+    parts += [Text(line) for line in _penalties(summary)]
+    parts += [Text(), *_legend(LEGEND_GAP, LEGEND_INTERVAL), Text(), *_warnings(summary.remarks)]
+    return Group(*parts)
+
+
+def comparison_report(summaries: Sequence[RunSummary], comparisons: Sequence[Comparison]) -> Group:
+    """Runs side by side, the first being the baseline; ``comparisons[i]`` compares it with ``summaries[i + 1]``."""
+    baseline, *others = summaries
+    parts: list[RenderableType] = [Text(line) for line in _comparison_head(summaries)]
+    blocks = [others[start : start + _OTHERS] for start in range(0, len(others), _OTHERS)]
+    parts += [_side_by_side(summaries, [baseline, *block]) for block in blocks]
+    parts += [*_legend(LEGEND_GAP, LEGEND_INTERVAL, LEGEND_CHANGE), Text()]
+    return Group(*parts, *_warnings(_gathered(summaries, comparisons)))
+
+
+def _gathered(summaries: Sequence[RunSummary], comparisons: Sequence[Comparison]) -> list[Remark]:
+    """All warnings, those about changes first; one that several runs share is said once and names them."""
+    places: dict[Remark, list[str]] = {}
+    pairs = [(c.other, remark) for c in comparisons for remark in c.remarks]
+    for name, remark in [*pairs, *((s.name, remark) for s in summaries for remark in s.remarks)]:
+        places.setdefault(remark, []).append(name)
+    return [Remark(remark.kind, f"{', '.join(names)}: {remark.text}") for remark, names in places.items()]
+
+
+def _number(value: float | None) -> str:
+    return "not estimable" if value is None else f"{value:.3f}"
+
+
+def _interval(value: Value, brackets: str = "") -> str:
+    if value.low is None or value.high is None:
+        return ""
+    return f"{brackets[:1]}{value.low:.2f}-{value.high:.2f}{brackets[1:]}"
+
+
+def _cell(value: Value) -> str:
+    return "\n".join(filter(None, [_number(value.value), _interval(value)]))
+
+
+def _head(summary: RunSummary) -> Iterator[str]:
+    overall, positive = summary.overall, summary.task["labels"][1]
+    rounds = "1 round" if summary.rounds == 1 else f"{summary.rounds} rounds"
+    yield f"Run {summary.name}: {summary.method}, {rounds}, {summary.status}"
+    yield (
+        f"{summary.split} records of {summary.task['data_set']} at {', '.join(summary.sites)}: {overall.records}, "
+        f"of which {_positives(overall)} are positive ({positive})"
+    )
+    yield f"A score of {_threshold(summary)} or more is called positive"
+
+
+def _threshold(summary: RunSummary) -> str:
+    chosen = summary.threshold.source == "validation_balanced_accuracy"
+    source = "best balanced accuracy on validation records" if chosen else "fixed"
+    return f"{summary.threshold.value:.4g} ({source})"
+
+
+def _group_table(summary: RunSummary) -> Table:
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("Group", overflow="fold")
+    table.add_column("Records\n(positive)", justify="right", min_width=10)
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right", min_width=max(map(len, title.split("\n"))), overflow="fold")
+    table.add_row(*_group_cells("everybody", summary.overall), end_section=True)
+    for attribute in summary.attributes:
+        table.add_row(Text(attribute.attribute, style="bold"))
+        for group in attribute.groups:
+            table.add_row(*_group_cells(f"  {group.group}", group), end_section=group is attribute.groups[-1])
+    return table
+
+
+def _positives(group: GroupSummary) -> str:
+    return "unknown" if group.positives is None else str(group.positives)
+
+
+def _group_cells(name: str, group: GroupSummary) -> list[Text]:
+    cells = [name, f"{group.records}\n({_positives(group)})", *(_cell(group.metrics[m]) for m in COLUMNS)]
+    return [Text(cell) for cell in cells]
+
+
+def _not_estimable(summary: RunSummary) -> Iterator[str]:
+    """Why values or intervals of the table are missing: one line per reason and metrics, naming the groups."""
+    places = [("everybody", summary.overall)]
+    places += [(f"{part.attribute} {group.group}", group) for part in summary.attributes for group in part.groups]
+    lines: dict[tuple[str, str], list[str]] = {}
+    for place, group in places:
+        notes: dict[str, list[str]] = {}
+        for metric, title in COLUMNS.items():
+            if group.metrics[metric].note:
+                notes.setdefault(group.metrics[metric].note, []).append(title.replace("\n", " ").lower())
+        for note, titles in notes.items():
+            lines.setdefault((", ".join(titles).replace("roc", "ROC"), note), []).append(place)
+    for (names, note), where in lines.items():
+        yield f"{', '.join(where)}: {names}: {note}"
+
+
+def _gap_table(summary: RunSummary) -> Table:
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("Gap", overflow="fold")
+    table.add_column("Value", justify="right")
+    table.add_column("95 % interval")
+    table.add_column("What is compared", overflow="fold")
+    for attribute in summary.attributes:
+        table.add_row(Text(attribute.attribute, style="bold"))
+        for gap, value in attribute.gaps.items():
+            known = MEANINGS[gap] if value.value is not None else ""
+            meaning = "; ".join(filter(None, [known, value.note]))
+            cells = [f"  {NAMES[gap]}", _number(value.value), _interval(value).replace("-", " to "), meaning]
+            table.add_row(*map(Text, cells), end_section=gap == list(attribute.gaps)[-1])
+    return table
+
+
+def _worst(summary: RunSummary) -> Iterator[str]:
+    for attribute in summary.attributes:
+        for metric, worst in attribute.worst.items():
+            number = f"{_number(worst.value.value)} {_interval(worst.value, '()')}".rstrip()
+            sure = "" if worst.certainty is None else f"; the worst in {worst.certainty:.0%} of resamples"
+            yield f"{name_of('worst_group_' + metric)}: {attribute.attribute} {worst.group}, {number}{sure}"
+        if not attribute.worst:
+            yield f"Worst group of {attribute.attribute}: none; {TOO_FEW_GROUPS}, or all have the same"
+
+
+def _penalties(summary: RunSummary) -> Iterator[str]:
+    for penalty in summary.penalties:
+        if penalty.first_gap is not None and penalty.last_gap is not None:
+            yield (
+                f"In training, the penalised gap of {penalty.measure} (strength {penalty.strength:g}) went from "
+                f"{penalty.first_gap:.3f} to {penalty.last_gap:.3f}"
+            )
+
+
+def _legend(*lines: str) -> list[Text]:
+    return [Text(line, style="dim") for line in lines]
+
+
+def _warnings(remarks: Sequence[Remark]) -> list[Text]:
+    if not remarks:
+        return [Text("Warnings: none")]
+    return [Text("Warnings", style="bold"), *(Text(f"! {r.kind}: {r.text}") for r in remarks)]
+
+
+def _comparison_head(summaries: Sequence[RunSummary]) -> Iterator[str]:
+    baseline = summaries[0]
+    yield f"Comparison with {baseline.name}, on {baseline.split} records of {baseline.task['data_set']}"
+    for summary in summaries:
+        yield (
+            f"{summary.name}: {summary.overall.records} records ({_positives(summary.overall)} positive), "
+            f"called positive from a score of {_threshold(summary)}"
+        )
+
+
+def _side_by_side(everything: Sequence[RunSummary], shown: Sequence[RunSummary]) -> Table:
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("Metric", overflow="fold")
+    for place, summary in enumerate(shown):
+        title = f"{summary.name}\n({summary.method}{', baseline' if place == 0 else ''})"
+        table.add_column(Text(title), justify="right", min_width=16, overflow="fold")
+    groups = [summary.overall for summary in shown]
+    table.add_row(Text("everybody", style="bold"))
+    for metric in WORST_BY:
+        table.add_row(*_line(NAMES[metric], metric, [group.metrics[metric] for group in groups]))
+    table.add_section()
+    for attribute in (part.attribute for part in everything[0].attributes):
+        table.add_row(Text(attribute, style="bold"))
+        for row in _attribute_lines(attribute, everything, shown):
+            table.add_row(*row)
+        table.add_section()
+    return table
+
+
+def _attribute_lines(
+    attribute: str, everything: Sequence[RunSummary], shown: Sequence[RunSummary]
+) -> Iterator[list[Text]]:
+    metrics, gaps = _of_interest(attribute, everything)
+    parts = [summary.by_attribute(attribute) for summary in shown]
+    for metric in metrics:
+        for k, group in enumerate(parts[0].groups):
+            values = [part.groups[k].metrics[metric] for part in parts]
+            yield _line(f"{group.group}: {NAMES[metric]}", metric, values)
+    for gap in gaps:
+        yield _line(NAMES[gap], gap, [part.gaps[gap] for part in parts])
+    for metric in WORST_BY:
+        found = [part.worst.get(metric) for part in parts]
+        missing = Value(None, None, None, 0, "")
+        values = [missing if worst is None else worst.value for worst in found]
+        names = ["" if worst is None else worst.group for worst in found]
+        yield _line(name_of(f"worst_group_{metric}"), f"worst_group_{metric}", values, names)
+
+
+def _of_interest(attribute: str, summaries: Sequence[RunSummary]) -> tuple[list[str], list[str]]:
+    """Metrics and gaps that any run's penalties on ``attribute`` aim at, each once, in order."""
+    penalties = [penalty for summary in summaries for penalty in summary.penalties]
+    criteria = dict.fromkeys(penalty.criterion for penalty in penalties if penalty.attribute == attribute)
+    chosen = [CRITERIA[criterion] for criterion in criteria] or [NO_CRITERION]
+    metrics = dict.fromkeys(metric for part, _ in chosen for metric in part)
+    gaps = dict.fromkeys(gap for _, part in chosen for gap in part)
+    return list(metrics), list(gaps)
+
+
+def _line(title: str, metric: str, values: Sequence[Value], names: Sequence[str] | None = None) -> list[Text]:
+    """One row: value, interval and change; ``names`` says which group it is, where runs may differ in that."""
+    cells = [f"  {title}"]
+    for place, value in enumerate(values):
+        lines = [f"{_number(value.value)} {_interval(value, '()')}".rstrip()]
+        if names is not None and names[place]:
+            lines.insert(0, names[place])
+        if place > 0:
+            lines.append(change_in_words(metric, values[0].value, value.value))
+        cells.append("\n".join(filter(None, lines)))
+    return [Text(cell) for cell in cells]
+
+
+def change_in_words(metric: str, before: float | None, after: float | None) -> str:
+    """Such as "+0.012 better"; "" where there is nothing to compare, no verdict where neither way is better."""
+    if before is None or after is None:
+        return ""
+    change = after - before
+    number = f"{change:+.3f}"
+    if metric not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
+        return number
+    if abs(change) <= NOTICEABLE:
+        return f"{number} about equal"
+    return f"{number} {'better' if (change > 0) == (metric in HIGHER_IS_BETTER) else 'worse'}"

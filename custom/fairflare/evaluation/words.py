@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names and explanations that a doctor can read: every metric spelled out, none abbreviated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+NAMES: Mapping[str, str] = {
+    "roc_auc": "Area under ROC curve",
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "true_positive_rate": "Sensitivity (true positive rate)",
+    "false_positive_rate": "False positive rate",
+    "selection_rate": "Called positive (selection rate)",
+    "precision": "Precision (positive predictive value)",
+    "mean_score": "Mean score",
+    "mean_score_of_positives": "Mean score of the truly positive",
+    "mean_loss": "Mean loss (cross-entropy)",
+    "demographic_parity_difference": "Demographic parity difference",
+    "equal_opportunity_difference": "Equal opportunity difference",
+    "equalized_odds_difference": "Equalized odds difference",
+    "roc_auc_difference": "Area under ROC curve difference",
+    "balanced_accuracy_difference": "Balanced accuracy difference",
+    "accuracy_difference": "Accuracy difference",
+    "demographic_parity_gap_to_overall": "Demographic parity gap to overall",
+    "equal_opportunity_gap_to_overall": "Equal opportunity gap to overall",
+}
+
+#: Columns of the table of groups: the metrics shown there, with names short enough for a column.
+COLUMNS: Mapping[str, str] = {
+    "roc_auc": "Area under\nROC curve",
+    "balanced_accuracy": "Balanced\naccuracy",
+    "true_positive_rate": "Sensitivity",
+    "false_positive_rate": "False\npositive\nrate",
+    "selection_rate": "Called\npositive",
+    "accuracy": "Accuracy",
+}
+
+#: What a gap compares, in half a line.
+MEANINGS: Mapping[str, str] = {
+    "demographic_parity_difference": "share called positive",
+    "equal_opportunity_difference": "sensitivity",
+    "equalized_odds_difference": "sensitivity or false positive rate, the larger",
+    "roc_auc_difference": "area under ROC curve",
+    "balanced_accuracy_difference": "balanced accuracy",
+    "accuracy_difference": "accuracy",
+    "demographic_parity_gap_to_overall": "mean score, group against everybody",
+    "equal_opportunity_gap_to_overall": "the same among the truly positive",
+}
+
+#: Metrics of which more is better; of gaps, losses and false positives less is. The others are neither.
+HIGHER_IS_BETTER = frozenset(
+    {"roc_auc", "balanced_accuracy", "accuracy", "true_positive_rate", "precision"}
+    | {"worst_group_roc_auc", "worst_group_balanced_accuracy"}
+)
+LOWER_IS_BETTER = frozenset({"false_positive_rate", "mean_loss", *MEANINGS})
+
+#: Criterion of a penalty -> metrics of the groups and gaps that it is meant to change.
+CRITERIA: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "equal_accuracy": (("accuracy",), ("accuracy_difference",)),
+    "demographic_parity": (
+        ("selection_rate",),
+        ("demographic_parity_difference", "demographic_parity_gap_to_overall"),
+    ),
+    "equal_opportunity": (
+        ("true_positive_rate",),
+        ("equal_opportunity_difference", "equal_opportunity_gap_to_overall"),
+    ),
+    "equalized_odds": (("true_positive_rate", "false_positive_rate"), ("equalized_odds_difference",)),
+}
+#: Shown for an attribute that no run penalises.
+NO_CRITERION: tuple[tuple[str, ...], tuple[str, ...]] = (
+    ("balanced_accuracy",),
+    ("balanced_accuracy_difference",),
+)
+
+LEGEND_GAP = (
+    "A difference is the largest minus the smallest value among the groups of an attribute; a gap to overall is how "
+    "far the farthest group is from everybody. 0 means that the groups are treated alike, not that the model is good: "
+    "judge by area under ROC curve, balanced accuracy and the worst group, never by a gap alone."
+)
+LEGEND_INTERVAL = "Below each value: its 95 % interval. Several images of one patient make it somewhat too narrow."
+LEGEND_CHANGE = (
+    "Changes are against the first column; within 0.005 they are called 'about equal'. A change between two single "
+    "runs may be chance: repeat with other seeds."
+)
+
+
+def name_of(metric: str) -> str:
+    """A metric's name in words; ``worst_group_x`` is "Worst group: x"."""
+    if metric.startswith("worst_group_"):
+        return f"Worst group by {NAMES[metric.removeprefix('worst_group_')].lower().replace('roc', 'ROC')}"
+    return NAMES[metric]

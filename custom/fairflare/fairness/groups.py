@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a site adds up about groups: mergeable sums with a layout that the plan fixes before anybody looks at data.
+
+Three kinds of sums cross sites, each a flat float64 vector on the wire:
+
+* :class:`CellSums`: per group of one attribute (under one condition), sum of utility, count, and "I report this cell";
+* :class:`HospitalSums`: the same with the hospital itself as the group, as sums only (never a single site's risk);
+* :class:`EvaluationSums`: per attribute, group and label, count, loss, probability and a histogram of scores.
+
+No torch here: sums are plain numpy, so the auditor and the report read them without a deep-learning stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+#: Attribute name -> group of each record, -1 where the attribute is missing.
+GroupIndex = Mapping[str, Integers]
+Utility = Literal["cross_entropy", "probability"]
+
+HOSPITAL = "hospital"
+EVERYBODY = "all"
+
+
+@dataclass(frozen=True, order=True)
+class Measure:
+    """A question about groups: mean ``utility`` per group of ``attribute`` among records with ``label`` (-1: all).
+
+    ``weighted`` matters for :data:`HOSPITAL` only: whether record counts are summed too (weights n_s / n) or the
+    risks alone (uniform weights).
+    """
+
+    attribute: str
+    label: int
+    utility: Utility
+    weighted: bool = False
+
+    @property
+    def name(self) -> str:
+        """Stable name on the wire and in the record."""
+        condition = "all" if self.label < 0 else f"label{self.label}"
+        return f"{self.attribute}/{condition}/{self.utility}" + ("/weighted" if self.weighted else "")
+
+
+@dataclass(frozen=True)
+class CellSums:
+    """Sums over the K groups of an attribute; adding two is adding their vectors.
+
+    Attributes
+    ----------
+    total, count, sites
+        float64 arrays of shape (K,): sum of utility, number of records, number of sites that report the group.
+    """
+
+    total: Floats
+    count: Floats
+    sites: Floats
+
+    @classmethod
+    def measure(cls, values: Floats, group: Integers, size: int, minimum: int) -> CellSums:
+        """Add up ``values`` (n,) by ``group`` (n,), -1 left out; groups under ``minimum`` records become zeros."""
+        known = group >= 0
+        count = np.bincount(group[known], minlength=size).astype(np.float64)
+        total = np.bincount(group[known], weights=values[known], minlength=size)
+        kept = (count > 0) & (count >= minimum)
+        return cls(np.where(kept, total, 0.0), np.where(kept, count, 0.0), kept.astype(np.float64))
+
+    @classmethod
+    def zeros(cls, size: int) -> CellSums:
+        """The sums of nobody: neutral element of merging."""
+        return cls(np.zeros(size), np.zeros(size), np.zeros(size))
+
+    @classmethod
+    def from_vector(cls, vector: Floats) -> CellSums:
+        """Inverse of :meth:`vector`."""
+        total, count, sites = vector.reshape(3, -1)
+        return cls(total, count, sites)
+
+    def vector(self) -> Floats:
+        """Flat form, length 3 K: totals, counts, reporting sites."""
+        return np.concatenate([self.total, self.count, self.sites])
+
+    def __add__(self, other: CellSums) -> CellSums:
+        return CellSums(self.total + other.total, self.count + other.count, self.sites + other.sites)
+
+
+@dataclass(frozen=True)
+class HospitalSums:
+    """Sums with the hospital as group: what equal accuracy needs, and no more.
+
+    Attributes
+    ----------
+    risk, sites
+        Sum over sites of their mean utility R_s; number of sites that have at least the minimum of records.
+    total, count
+        Sum of utility and of records over sites; ``None`` when weights are uniform (then they are never sent).
+    local_count
+        Records behind this site's own risk. It stays at the site: no part of the vector, lost in a sum.
+    """
+
+    risk: float
+    sites: float
+    total: float | None = None
+    count: float | None = None
+    local_count: int = 0
+
+    @classmethod
+    def measure(cls, values: Floats, minimum: int, weighted: bool) -> HospitalSums:
+        """One site's part, from the utility (n,) of its records under the condition."""
+        if values.size == 0 or values.size < minimum:
+            return cls(0.0, 0.0, 0.0 if weighted else None, 0.0 if weighted else None)
+        total = float(values.sum())
+        own = cls(total / values.size, 1.0, local_count=values.size)
+        return replace(own, total=total, count=float(values.size)) if weighted else own
+
+    @classmethod
+    def from_vector(cls, vector: Floats) -> HospitalSums:
+        """Inverse of :meth:`vector`."""
+        risk, sites, *rest = (float(number) for number in vector)
+        return cls(risk, sites, rest[0], rest[1]) if rest else cls(risk, sites)
+
+    def vector(self) -> Floats:
+        """Flat form: (risk, sites) or (risk, sites, total, count)."""
+        extra = [] if self.total is None or self.count is None else [self.total, self.count]
+        return np.array([self.risk, self.sites, *extra], dtype=np.float64)
+
+    def __add__(self, other: HospitalSums) -> HospitalSums:
+        return HospitalSums.from_vector(self.vector() + other.vector())
+
+
+Sums = CellSums | HospitalSums
+
+
+def measure_length(measure: Measure, sizes: Mapping[str, int]) -> int:
+    """Numbers that ``measure`` sends, given the number of groups of each attribute."""
+    if measure.attribute == HOSPITAL:
+        return 4 if measure.weighted else 2
+    return 3 * sizes[measure.attribute]
+
+
+def pack(measures: Sequence[Measure], sums: Mapping[Measure, Sums]) -> Floats:
+    """One flat vector of all measures, in the given order."""
+    return np.concatenate([sums[measure].vector() for measure in measures]) if measures else np.zeros(0)
+
+
+def unpack(measures: Sequence[Measure], vector: Floats, sizes: Mapping[str, int]) -> dict[Measure, Sums]:
+    """Inverse of :func:`pack`; ``ValueError`` if the length is not that of the layout."""
+    lengths = [measure_length(measure, sizes) for measure in measures]
+    if vector.shape != (sum(lengths),):
+        raise ValueError(f"got {vector.shape}, expected ({sum(lengths)},)")
+    result: dict[Measure, Sums] = {}
+    start = 0
+    for measure, length in zip(measures, lengths, strict=True):
+        part = vector[start : start + length]
+        kind = HospitalSums if measure.attribute == HOSPITAL else CellSums
+        result[measure] = kind.from_vector(part)
+        start += length
+    return result
+
+
+#: Numbers per cell before the histogram: count, reporting sites, sum of cross-entropy, sum of probability.
+HEAD = 4
+
+
+@dataclass(frozen=True)
+class EvaluationSums:
+    """Everything that any reported metric needs, summed over records (and then over sites).
+
+    Attributes
+    ----------
+    cells
+        Attribute name (and ``all``) -> float64 array of shape (K, 2, 4 + bins). The second axis is the true label;
+        the last one is count, reporting sites, sum of cross-entropy, sum of P(positive), and the histogram of
+        P(positive) over ``bins`` equal bins of [0, 1] (bin b holds [b/bins, (b+1)/bins), the last one includes 1).
+    """
+
+    cells: Mapping[str, Floats]
+
+    @classmethod
+    def measure(
+        cls,
+        probability: Floats,
+        cross_entropy: Floats,
+        labels: Integers,
+        groups: GroupIndex,
+        sizes: Mapping[str, int],
+        bins: int,
+        minimum: int,
+    ) -> EvaluationSums:
+        """Add up one site's records: arrays of shape (n,); a cell under ``minimum`` records becomes zeros."""
+        everybody = np.zeros(labels.shape, dtype=np.int64)
+        bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
+        result = {}
+        for name, size in ((EVERYBODY, 1), *sizes.items()):
+            group = everybody if name == EVERYBODY else groups[name]
+            table = np.zeros((size, 2, HEAD + bins))
+            known = group >= 0
+            cell = group[known] * 2 + labels[known]
+            table[..., 0] = np.bincount(cell, minlength=2 * size).reshape(size, 2)
+            table[..., 2] = np.bincount(cell, cross_entropy[known], 2 * size).reshape(size, 2)
+            table[..., 3] = np.bincount(cell, probability[known], 2 * size).reshape(size, 2)
+            place = cell * bins + bin_of[known]
+            table[..., HEAD:] = np.bincount(place, minlength=2 * size * bins).reshape(size, 2, bins)
+            kept = (table[..., 0] > 0) & (table[..., 0] >= minimum)
+            table[..., 1] = kept
+            result[name] = np.where(kept[..., None], table, 0.0)
+        return cls(result)
+
+    @classmethod
+    def from_vector(cls, vector: Floats, sizes: Mapping[str, int], bins: int) -> EvaluationSums:
+        """Inverse of :meth:`vector`; ``ValueError`` if the length is not that of the layout."""
+        if vector.shape != (evaluation_length(sizes, bins),):
+            raise ValueError(f"got {vector.shape}, expected ({evaluation_length(sizes, bins)},)")
+        result, start = {}, 0
+        for name, size in ((EVERYBODY, 1), *sizes.items()):
+            length = size * 2 * (HEAD + bins)
+            result[name] = vector[start : start + length].reshape(size, 2, HEAD + bins)
+            start += length
+        return cls(result)
+
+    def vector(self) -> Floats:
+        """Flat form: ``all`` first, then the attributes in the order of the plan."""
+        return np.concatenate([table.ravel() for table in self.cells.values()])
+
+    def __add__(self, other: EvaluationSums) -> EvaluationSums:
+        return EvaluationSums({name: table + other.cells[name] for name, table in self.cells.items()})
+
+    def keep(self, sites: int) -> EvaluationSums:
+        """The same sums with every cell that fewer than ``sites`` sites report set to zero."""
+        return EvaluationSums(
+            {name: np.where(table[..., 1:2] >= sites, table, 0.0) for name, table in self.cells.items()}
+        )
+
+
+def evaluation_length(sizes: Mapping[str, int], bins: int) -> int:
+    """Length of the evaluation vector for attributes with ``sizes`` groups."""
+    return (1 + sum(sizes.values())) * 2 * (HEAD + bins)

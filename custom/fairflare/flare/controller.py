@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller: sends each phase of the coordinator as one FLARE task, with a deadline."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from pathlib import Path
+
+import nvflare
+from nvflare.apis.client import Client
+from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.apis.wf_comm_spec import WFCommSpec
+from nvflare.apis.workspace import Workspace
+
+from fairflare.engine import local
+from fairflare.engine.describe import record_sha256
+from fairflare.engine.server import Coordinator, Phase, Start
+from fairflare.engine.store import read_checkpoint
+from fairflare.errors import FairFlareError
+from fairflare.flare import wire
+from fairflare.flare.aggregator import FlexFairAggregator
+from fairflare.flare.executor import PLAN
+from fairflare.flare.names import RESUME
+from fairflare.models.vector import Vector
+from fairflare.plan import read_plan
+from fairflare.record import Reason, RunRecord
+
+_CHECK_PERIOD = 0.05
+
+
+class FairFlareController(Controller):  # type: ignore[misc]
+    """Runs a plan over FLARE. Success is what ``record.json`` says, never FLARE's exit code."""
+
+    def __init__(self, aggregator_id: str) -> None:
+        super().__init__(task_check_period=_CHECK_PERIOD)
+        self._aggregator_id = aggregator_id
+        self._aggregator: FlexFairAggregator | None = None
+        self._coordinator: Coordinator | None = None
+
+    def set_communicator(self, communicator: WFCommSpec) -> None:
+        """Let FLARE look for finished tasks every 0.05 s.
+
+        FLARE 2.9.0 hands the period of ``Controller`` over under a name that its communicator does not read, so every
+        phase would wait twice for 0.2 s.
+        """
+        super().set_communicator(communicator)
+        if hasattr(communicator, "_task_check_period"):
+            communicator._task_check_period = _CHECK_PERIOD
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Read the plan and, if the server's operator asked for it, the run to go on from."""
+        workspace: Workspace = fl_ctx.get_engine().get_workspace()
+        job = fl_ctx.get_job_id()
+        aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
+        if not isinstance(aggregator, FlexFairAggregator):
+            self.system_panic("FF-RUN-CONFIG: the server's configuration names no FlexFairAggregator", fl_ctx)
+            return
+        self._aggregator = aggregator
+        try:
+            plan = read_plan(Path(workspace.get_app_config_dir(job)) / PLAN)
+            earlier = _earlier(Path(workspace.get_site_config_dir()) / RESUME)
+            software = {**local.software(), "nvflare": nvflare.__version__}
+            start = Start(secrets.token_hex(16), "flare", software, earlier)
+            self._coordinator = Coordinator(plan, Path(workspace.get_run_dir(job)) / "fairflare", start)
+        except FairFlareError as problem:
+            self.system_panic(str(problem), fl_ctx)
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Drive the coordinator's phases until the run is complete or stopped."""
+        coordinator = self._coordinator
+        if coordinator is None:
+            return
+        roster = [client.name for client in fl_ctx.get_engine().get_clients()]
+        for phase in coordinator.phases(roster):
+            self._send(phase, abort_signal, fl_ctx)
+            if abort_signal.triggered:
+                coordinator.stop("FF-RUN-ABORTED", "the job was aborted")
+                return
+        reason = coordinator.record.reason
+        if coordinator.record.status != "complete":
+            self.system_panic(_words(reason), fl_ctx)
+
+    def _send(self, phase: Phase, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        if self._aggregator is None:
+            raise RuntimeError("control_flow ran without start_controller")
+        message = phase.message
+        self.log_info(fl_ctx, f"round {message.round} {message.task}: waiting for {', '.join(phase.targets)}")
+        self._aggregator.begin(phase)
+        if phase.targets:
+            task = Task(
+                name=message.task,
+                data=wire.encode_message(message),
+                timeout=math.ceil(phase.timeout),
+                result_received_cb=self._received,
+            )
+            self.broadcast_and_wait(
+                task, fl_ctx, targets=list(phase.targets), min_responses=0, abort_signal=abort_signal
+            )
+        self._aggregator.aggregate(fl_ctx)
+
+    def _received(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        if self._aggregator is not None and client_task.result is not None:
+            self._aggregator.accept(client_task.result, fl_ctx)
+        client_task.result = None  # otherwise FLARE keeps every site's vectors until the task ends
+
+    def process_result_of_unknown_task(
+        self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """A result that came after its deadline is not used."""
+        self.log_warning(fl_ctx, f"FF-ROUND-LATE: a result of {client.name} for {task_name} came after the deadline")
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Write the record of a run that FLARE ends early."""
+        if self._coordinator is not None:
+            self._coordinator.stop("FF-RUN-ABORTED", "FLARE ended the job before the last round")
+
+
+def _earlier(file: Path) -> tuple[RunRecord, Vector | None, str] | None:
+    if not file.exists():
+        return None
+    record, model = read_checkpoint(Path(json.loads(file.read_text(encoding="utf-8"))["folder"]))
+    return record, model, record_sha256(record)
+
+
+def _words(reason: Reason | None) -> str:
+    return f"{reason.code}: {reason.text}" if reason else "FF-RUN-INCOMPLETE: the run ended without a reason"

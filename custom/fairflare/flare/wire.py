@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages as FLARE Shareables. The only file that knows the keys.
+
+A Shareable holds one JSON head and one entry per vector. Small vectors go as raw little-endian bytes (FLARE sends
+arrays through a download service, one more request each), large ones as numpy arrays. Nothing else is read, and
+nothing is trusted: what does not have this form raises :class:`~fairflare.errors.WireError`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import Shareable, make_reply
+
+from fairflare.engine.messages import Message, Reply
+from fairflare.errors import WireError
+from fairflare.privacy.gate import Release
+from fairflare.secagg.protection import Payload
+
+HEAD = "fairflare.head"
+VECTOR = "fairflare.vector."
+CODE = "fairflare.code"
+VERSION = 1
+
+#: Vectors of fewer bytes travel as bytes.
+_INLINE = 65_536
+_TYPES = {"<f4": np.float32, "<f8": np.float64}
+_CODE_FORM = re.compile(r"FF-[A-Z]+(-[A-Z]+)*")
+_NO_CODE = "FF-ROUND-SITE-ERROR"
+
+
+def encode_message(message: Message) -> Shareable:
+    """A message on its way down."""
+    head = {
+        "version": VERSION, "task": message.task, "round": message.round, "step": message.step,
+        "session": message.session, "plan_sha256": message.plan_sha256,
+        "numbers": dict(message.numbers), "text": dict(message.text),
+    }  # fmt: skip
+    return _pack(head, message.vectors)
+
+
+def decode_message(shareable: Shareable) -> Message:
+    """Inverse of :func:`encode_message`; raises :class:`WireError`."""
+    head, vectors = _unpack(shareable)
+    return Message(
+        task=_text(head, "task"), round=_number(head, "round"), step=_number(head, "step"),
+        session=_text(head, "session"), plan_sha256=_text(head, "plan_sha256"), vectors=vectors,
+        numbers=_mapping(head, "numbers", (int, float)), text=_mapping(head, "text", str),
+    )  # fmt: skip
+
+
+def encode_release(release: Release, session: str) -> Shareable:
+    """A release on its way up; raises :class:`~fairflare.errors.GateError` unless the gate made it."""
+    release.verify_sealed()
+    weights = {label: payload.weight for label, payload in release.payloads.items()}
+    head = {
+        "version": VERSION, "task": release.task, "round": release.round, "step": release.step,
+        "session": session, "weights": weights,
+    }  # fmt: skip
+    return _pack(head, {label: payload.values for label, payload in release.payloads.items()})
+
+
+def decode_reply(shareable: Shareable) -> Reply:
+    """Inverse of :func:`encode_release`; raises :class:`WireError`, with the site's code if it sent one."""
+    if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
+        raise _bad(site_code(shareable), "an answer that says it failed", "a result")
+    head, vectors = _unpack(shareable)
+    weights = _mapping(head, "weights", (int, float))
+    if set(weights) != set(vectors):
+        raise _bad("FF-WIRE-KEYS", "weights of other vectors than were sent", "one weight per vector")
+    payloads = {label: Payload(values, float(weights[label])) for label, values in vectors.items()}
+    return Reply(_text(head, "task"), _number(head, "round"), _number(head, "step"), _text(head, "session"), payloads)
+
+
+def error_reply(code: str) -> Shareable:
+    """What a site answers when it refuses: a code, never a text."""
+    reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
+    reply[CODE] = code
+    return reply
+
+
+def site_code(shareable: Shareable) -> str:
+    """The code in a failed answer; anything that is no code of ours is replaced."""
+    code = shareable.get(CODE)
+    known = isinstance(code, str) and len(code) <= 64 and _CODE_FORM.fullmatch(code)
+    return str(code) if known else _NO_CODE
+
+
+def _pack(head: dict[str, Any], vectors: Mapping[str, np.ndarray]) -> Shareable:
+    shareable = Shareable()
+    kinds = {}
+    for label, values in vectors.items():
+        kind = "<f4" if values.dtype == np.float32 else "<f8"
+        kinds[label] = [kind, values.size]
+        plain = np.ascontiguousarray(values, dtype=kind)
+        shareable[VECTOR + label] = plain.tobytes() if plain.nbytes < _INLINE else plain
+    shareable[HEAD] = json.dumps({**head, "vectors": kinds}, allow_nan=False)
+    return shareable
+
+
+def _unpack(shareable: Shareable) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        head = json.loads(shareable[HEAD])
+        kinds = dict(head["vectors"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise _bad("FF-WIRE-HEAD", "a message without a readable head", "a message of FairFlare") from None
+    if head.get("version") != VERSION:
+        raise _bad("FF-WIRE-VERSION", "a message of another version", f"version {VERSION}")
+    sent = {key.removeprefix(VECTOR) for key in shareable if isinstance(key, str) and key.startswith(VECTOR)}
+    if sent != set(kinds):
+        raise _bad("FF-WIRE-KEYS", "other vectors than the head names", "every vector named in the head")
+    return head, {label: _vector(shareable[VECTOR + label], kind) for label, kind in kinds.items()}
+
+
+def _vector(data: object, kind: object) -> np.ndarray:
+    if not (isinstance(kind, list) and len(kind) == 2 and kind[0] in _TYPES and type(kind[1]) is int):
+        raise _bad("FF-WIRE-DTYPE", "a vector of an unknown type", f"one of {', '.join(_TYPES)}")
+    dtype = np.dtype(_TYPES[kind[0]])
+    if isinstance(data, bytes):
+        if len(data) != kind[1] * dtype.itemsize:
+            raise _bad("FF-WIRE-SHAPE", "a vector of another length than the head says", "as many bytes as named")
+        return np.frombuffer(data, dtype=kind[0]).astype(dtype)
+    if not isinstance(data, np.ndarray) or data.dtype != dtype:
+        raise _bad("FF-WIRE-DTYPE", "a vector of another type than the head says", str(dtype))
+    if data.shape != (kind[1],):
+        raise _bad("FF-WIRE-SHAPE", "a vector of another shape than the head says", "one dimension, as long as named")
+    return data
+
+
+def _text(head: Mapping[str, Any], key: str) -> str:
+    value = head.get(key)
+    if not isinstance(value, str) or len(value) > 256:
+        raise _bad("FF-WIRE-HEAD", f"no readable '{key}' in the head", "a short text")
+    return value
+
+
+def _number(head: Mapping[str, Any], key: str) -> int:
+    value = head.get(key)
+    if type(value) is not int or value < 0:
+        raise _bad("FF-WIRE-HEAD", f"no readable '{key}' in the head", "an integer >= 0")
+    return value
+
+
+def _mapping(head: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> dict[str, Any]:
+    value = head.get(key)
+    if not isinstance(value, dict) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value.values()):
+        raise _bad("FF-WIRE-HEAD", f"no readable '{key}' in the head", "a mapping of names to values")
+    return value
+
+
+def _bad(code: str, got: str, expected: str) -> WireError:
+    known = code if code.startswith(WireError.prefix) else f"FF-WIRE-{code.removeprefix('FF-')}"
+    return WireError(known, got=got, expected=expected, next_step="check that server and sites run the same version")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan as a FLARE job folder: the plan, and two FLARE configurations that are the same bytes in every job.
+
+The configurations name our classes and nothing else; a job carries no code. (A folder ``app/custom`` would switch
+FLARE's class allow-list off at every site.)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fairflare import schema
+from fairflare.plan import Plan
+
+CONTROLLER = "fairflare.flare.controller.FairFlareController"
+AGGREGATOR = "fairflare.flare.aggregator.FlexFairAggregator"
+EXECUTOR = "fairflare.flare.executor.FairFlareExecutor"
+TASKS = ["join", "measure", "step", "train", "evaluate", "finish"]
+
+SERVER_CONFIG: dict[str, Any] = {
+    "format_version": 2,
+    # How often clients ask for a task: FLARE's default of 2 s would be paid in every phase of every round.
+    "server": {"task_request_interval": 0.05},
+    # A lost site is noticed after these many seconds without a heartbeat, rather than after 90.
+    "dead_client_grace_period": 15.0,
+    "dead_client_check_lead_time": 5.0,
+    "task_data_filters": [],
+    "task_result_filters": [],
+    "components": [{"id": "aggregator", "path": AGGREGATOR, "args": {}}],
+    "workflows": [{"id": "fairflare", "path": CONTROLLER, "args": {"aggregator_id": "aggregator"}}],
+}
+CLIENT_CONFIG: dict[str, Any] = {
+    "format_version": 2,
+    "executors": [{"tasks": TASKS, "executor": {"path": EXECUTOR, "args": {}}}],
+    "task_data_filters": [],
+    "task_result_filters": [],
+    "components": [],
+}
+
+
+def job_files(plan: Plan) -> dict[str, str]:
+    """Relative path -> text of every file of the plan's job."""
+    meta = {
+        "name": plan.name,
+        "resource_spec": {},
+        "min_clients": plan.federation.min_sites,
+        "deploy_map": {"app": ["@ALL"]},
+    }
+    return {
+        "meta.json": _text(meta),
+        "app/config/plan.json": schema.pretty(plan),
+        "app/config/config_fed_server.json": _text(SERVER_CONFIG),
+        "app/config/config_fed_client.json": _text(CLIENT_CONFIG),
+    }
+
+
+def write_job(plan: Plan, folder: Path) -> Path:
+    """Write the plan's job below ``folder`` (as ``folder/<plan's name>``) and return its path."""
+    job = folder / plan.name
+    for name, text in job_files(plan).items():
+        file = job / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return job
+
+
+def _text(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2) + "\n"

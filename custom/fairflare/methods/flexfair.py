@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlexFair: Achieving flexible fairness metrics in federated medical imaging, Nat. Commun. 2025; truly federated.
+
+Sites send sums per group; from their totals each site derives what one of its records adds to the gradient of
+lambda P, so that the weighted sum of the sites' gradients is the gradient of the joint objective
+(1/n) sum_i l_i + lambda P, exactly at the model at which the sums were taken (algorithms section 8.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fairflare.fairness.groups import (
+    HOSPITAL,
+    CellSums,
+    Floats,
+    GroupIndex,
+    HospitalSums,
+    Integers,
+    Measure,
+    Sums,
+    Utility,
+)
+from fairflare.fairness.penalty import Form, Reduction, evaluate, hospital_coefficient, labels_of
+from fairflare.methods.base import Method, MethodParameters, NamedState, SampleTerms
+from fairflare.schema import StrictModel
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Penalty(StrictModel):
+    """One fairness penalty: strength x P over the groups of an attribute, under a criterion's conditions.
+
+    ``weights`` are the w_k of the mean risk; ``form`` and ``reduction`` are explained in ``fairness.penalty``.
+    """
+
+    attribute: str
+    criterion: Literal["equal_accuracy", "demographic_parity", "equal_opportunity", "equalized_odds"]
+    utility: Utility
+    weights: Literal["records", "uniform"] | tuple[Weight, ...]
+    reduction: Reduction
+    form: Form
+    strength: Annotated[float, Field(ge=0)]
+
+
+class FlexFairParameters(MethodParameters):
+    """FlexFair's parameters. With every ``strength`` 0 it is FedAvg.
+
+    ``refresh``: group sums at the start of each round, or at every local step (lock step, exact replica of joint
+    training). ``scaling``: ``joint`` is the exact gradient; ``official`` mimics the authors' code, whose penalty has
+    no factor n / n_s. ``min_weight`` and ``max_weight`` bound a record's weight 1 + lambda n a_k (``null``: no bound).
+    ``utility_clip`` bounds the cross-entropy of one record, so that a single outlier cannot dominate a group.
+    """
+
+    name: Literal["flexfair"]
+    penalties: Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=16)]
+    refresh: Literal["round", "step"]
+    scaling: Literal["joint", "official"]
+    min_weight: Annotated[float, Field(le=1)] | None
+    max_weight: Annotated[float, Field(ge=1)] | None
+    utility_clip: Annotated[float, Field(gt=0)]
+
+    @property
+    def lock_step(self) -> bool:
+        """Whether all sites exchange statistics at every local step."""
+        return self.refresh == "step"
+
+    @property
+    def clip(self) -> float:
+        """Upper bound of the cross-entropy utility of one record."""
+        return self.utility_clip
+
+    def conflicts(self, sizes: Mapping[str, int]) -> Iterator[str]:
+        """Penalties on undeclared attributes, weights of the wrong number, and combinations without a meaning."""
+        seen = set()
+        for penalty in self.penalties:
+            where = f"the penalty on '{penalty.attribute}'"
+            key = (penalty.attribute, penalty.criterion, penalty.utility)
+            if key in seen:
+                yield f"got {where} twice for {penalty.criterion}, expected each once"
+            seen.add(key)
+            yield from _penalty_conflicts(penalty, where, sizes)
+
+
+def _penalty_conflicts(penalty: Penalty, where: str, sizes: Mapping[str, int]) -> Iterator[str]:
+    fixed = isinstance(penalty.weights, tuple)
+    if penalty.attribute != HOSPITAL and penalty.attribute not in sizes:
+        declared = ", ".join([*sizes, HOSPITAL])
+        yield f"got {where}, which the plan does not declare, expected one of {declared}"
+    elif penalty.attribute == HOSPITAL and fixed:
+        yield f"got fixed weights for {where}, expected records or uniform: a plan does not know who will take part"
+    elif fixed and len(penalty.weights) != sizes.get(penalty.attribute):
+        yield f"got {len(penalty.weights)} weights for {where}, expected {sizes.get(penalty.attribute)}, one per value"
+    if fixed and not any(float(weight) > 0 for weight in penalty.weights if not isinstance(weight, str)):
+        yield f"got weights of zero for {where}, expected at least one above zero"
+    if penalty.form == "bounded" and penalty.reduction == "mean":
+        yield f"got reduction mean with the bounded form for {where}, expected sum: its weights average already"
+
+
+class FlexFair(Method):
+    """FlexFair over FLARE; the limit case strength = 0 is FedAvg, bit by bit."""
+
+    def __init__(self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int) -> None:
+        super().__init__(parameters, sizes, min_sites)
+        if not isinstance(parameters, FlexFairParameters):
+            raise TypeError(f"got {type(parameters).__name__}, expected FlexFairParameters")
+        self.parameters = parameters
+        self.parts = [
+            (penalty, _measure(penalty, label))
+            for penalty in parameters.penalties
+            for label in labels_of(penalty.criterion)
+        ]
+
+    def measures(self) -> Sequence[Measure]:
+        """Each needed (attribute, condition, utility) once, in a fixed order."""
+        return sorted({measure for _, measure in self.parts})
+
+    def factor(self, behind: float, share: float) -> float:
+        """As the base class; without the share in the ``official`` scaling of the authors' code (section 8.4)."""
+        return behind if self.parameters.scaling == "official" else behind / share
+
+    def sample_terms(
+        self,
+        totals: Mapping[Measure, Sums],
+        own: Mapping[Measure, Sums],
+        groups: GroupIndex,
+        labels: Integers,
+        factor: float,
+    ) -> SampleTerms:
+        """Coefficient lambda f a_k(i) of each record's utility, summed over penalties and bounded by the plan."""
+        extra: dict[Utility, Floats] = {}
+        for penalty, measure in self.parts:
+            per_group = self._per_record(penalty, totals[measure], own.get(measure))
+            group = np.zeros_like(labels) if measure.attribute == HOSPITAL else groups[measure.attribute]
+            affected = (group >= 0) & ((measure.label < 0) | (labels == measure.label))
+            term = np.where(affected, penalty.strength * factor * per_group[np.maximum(group, 0)], 0.0)
+            extra[measure.utility] = extra.get(measure.utility, np.zeros(labels.shape)) + term
+        return self._bounded(extra)
+
+    def _per_record(self, penalty: Penalty, total: Sums, own: Sums | None) -> Floats:
+        if isinstance(total, CellSums):
+            return evaluate(total, penalty.weights, penalty.form, penalty.reduction, self.min_sites).per_record
+        if not isinstance(own, HospitalSums) or own.sites == 0:
+            return np.zeros(1)
+        return np.array([hospital_coefficient(own, total, penalty.form, penalty.reduction) / own.local_count])
+
+    def _bounded(self, extra: Mapping[Utility, Floats]) -> SampleTerms:
+        low = -np.inf if self.parameters.min_weight is None else self.parameters.min_weight - 1.0
+        high = np.inf if self.parameters.max_weight is None else self.parameters.max_weight - 1.0
+        at_minimum = sum(int((term < low).sum()) for term in extra.values())
+        at_maximum = sum(int((term > high).sum()) for term in extra.values())
+        terms = {name: np.clip(term, low, high) for name, term in extra.items() if term.any()}
+        return SampleTerms(terms, at_minimum, at_maximum)
+
+    def states(self, totals: Mapping[Measure, Sums]) -> Sequence[NamedState]:
+        """Risks, weights, coefficients, P and F of each penalty; hospitals' own risks stay unknown."""
+        result = []
+        for penalty, measure in self.parts:
+            total = totals[measure]
+            state = None
+            if isinstance(total, CellSums):
+                state = evaluate(total, penalty.weights, penalty.form, penalty.reduction, self.min_sites)
+            result.append(NamedState(penalty.attribute, penalty.criterion, measure, penalty.strength, state))
+        return result
+
+
+def _measure(penalty: Penalty, label: int) -> Measure:
+    weighted = penalty.attribute == HOSPITAL and penalty.weights == "records"
+    return Measure(penalty.attribute, label, penalty.utility, weighted)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plans of the jobs that FairFlare ships, and the building blocks for new ones.
+
+``jobs/`` is generated from here (``fairflare jobs write``) and a test compares the two. Two presets of FlexFair:
+``paper`` is what the article describes, made exact across sites; ``official`` is what the authors' public code does
+(label strata, mean over groups, no factor n / n_s, statistics of each batch; algorithms section 8.2).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from fairflare.plan import Plan, parse_plan
+
+Json = dict[str, Any]
+Preset = Literal["paper", "official"]
+
+#: UCI heart disease: feature, centre, scale. Constants of clinical scales, not of anybody's data.
+_HEART_FEATURES = (
+    ("age_years", 55, 10), ("sex_male", 0.5, 0.5), ("cp", 2.5, 1.5), ("trestbps", 130, 20), ("chol", 240, 60),
+    ("fbs", 0.5, 0.5), ("restecg", 1, 1), ("thalach", 140, 25), ("exang", 0.5, 0.5), ("oldpeak", 1, 1.2),
+    ("slope", 2, 1), ("ca", 1, 1), ("thal", 5, 2),
+)  # fmt: skip
+
+AGE: Json = {"name": "age", "values": ["lt60", "ge60"], "edges": [60.0]}
+SEX: Json = {"name": "sex", "values": ["female", "male"], "edges": None}
+SOURCE: Json = {
+    "name": "source",
+    "values": ["rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias"],
+    "edges": None,
+}
+
+
+def penalty(attribute: str, criterion: str, strength: float, **changes: Any) -> Json:
+    """A penalty as the paper has it (cross-entropy utility, w_k = n_k / n, sum over groups), with changes."""
+    return {
+        "attribute": attribute, "criterion": criterion, "utility": "cross_entropy", "weights": "records",
+        "reduction": "sum", "form": "paper", "strength": strength, **changes,
+    }  # fmt: skip
+
+
+def flexfair(*penalties: Json, preset: Preset = "paper", **changes: Any) -> Json:
+    """FlexFair's part of a plan.
+
+    ``official`` turns each penalty into the authors' form: their "demographic parity" is a gap of losses within each
+    label, which is equalized odds here; the mean over groups; statistics of each batch in lock step.
+    """
+    method = {
+        "name": "flexfair", "penalties": list(penalties), "refresh": "round", "scaling": "joint",
+        "min_weight": 0.0, "max_weight": 8.0, "utility_clip": 10.0,
+    }  # fmt: skip
+    if preset == "official":
+        renamed = {"demographic_parity": "equalized_odds"}
+        method["penalties"] = [
+            {**one, "criterion": renamed.get(one["criterion"], one["criterion"]), "reduction": "mean"}
+            for one in penalties
+        ]
+        method.update(refresh="step", scaling="official", min_weight=None, max_weight=None)
+    return {**method, **changes}
+
+
+FEDAVG: Json = {"name": "fedavg"}
+
+
+def _common(name: str, rounds: int, batch: int, optimizer: Json, method: Json, seed: int) -> Json:
+    return {
+        "format": "fairflare/plan/1",
+        "name": name,
+        "cells": {"minimum": 0, "sites": 1},
+        "training": {
+            "rounds": rounds,
+            "work": {"unit": "epochs", "amount": 1},
+            "batch": {"unit": "records", "amount": batch},
+            "optimizer": optimizer,
+            "class_weights": [1.0, 1.0],
+            "aggregation": "records",
+            "seed": seed,
+        },
+        "method": method,
+        "protection": {"update": "none", "statistics": "none"},
+        "differential_privacy": None,
+        "federation": {"min_sites": 3, "task_timeout_seconds": 600.0, "max_missed": 2},
+        "evaluation": {"score_bins": 200, "threshold": "validation_balanced_accuracy"},
+    }
+
+
+def heart(name: str, method: Json, seed: int = 0) -> Plan:
+    """Heart disease from a table of 13 measurements; four hospitals; attributes sex and age."""
+    features = [{"name": name, "center": center, "scale": scale} for name, center, scale in _HEART_FEATURES]
+    optimizer = {
+        "name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "state": "keep",
+    }  # fmt: skip
+    return _plan(
+        {
+            **_common(name, 20, 16, optimizer, method, seed),
+            "task": {
+                "kind": "classification",
+                "data_set": "heart",
+                "labels": ["absent", "present"],
+                "input": {"kind": "table", "features": features},
+            },
+            "attributes": [SEX, AGE],
+            "model": {"name": "mlp", "hidden": [32, 16]},
+        }
+    )
+
+
+def skin(name: str, method: Json, seed: int = 0) -> Plan:
+    """Malignant or benign from a dermoscopic image; four sources as sites; attributes age, sex and source."""
+    optimizer = {
+        "name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+        "weight_decay": 1e-2, "state": "keep",
+    }  # fmt: skip
+    plan = {
+        **_common(name, 15, 32, optimizer, method, seed),
+        "task": {
+            "kind": "classification",
+            "data_set": "skin",
+            "labels": ["benign", "malignant"],
+            "input": {
+                "kind": "image", "channels": 3, "height": 48, "width": 64, "mean": [0.76, 0.55, 0.57],
+                "std": [0.14, 0.15, 0.17], "augmentation": "flips",
+            },
+        },
+        "attributes": [AGE, SEX, SOURCE],
+        "model": {"name": "cnn", "widths": [16, 32, 64, 128]},
+    }  # fmt: skip
+    # 81 % of the images are benign: without weights a small network says "benign" to everything.
+    plan["training"]["class_weights"] = [1.0, 3.0]
+    return _plan(plan)
+
+
+def _plan(data: Mapping[str, Any]) -> Plan:
+    return parse_plan(json.dumps(data))
+
+
+def _heart_flexfair(name: str) -> Plan:
+    return heart(name, flexfair(penalty("sex", "equal_opportunity", 1.0)))
+
+
+def _skin_flexfair(name: str) -> Plan:
+    return skin(name, flexfair(penalty("age", "equalized_odds", 1.0), penalty("sex", "equalized_odds", 1.0)))
+
+
+def _skin_flexfair_site(name: str) -> Plan:
+    return skin(name, flexfair(penalty("source", "equal_opportunity", 2.0, form="bounded")))
+
+
+#: Job name -> what makes its plan.
+JOBS: dict[str, Callable[[str], Plan]] = {
+    "heart_fedavg": lambda name: heart(name, FEDAVG),
+    "heart_flexfair": _heart_flexfair,
+    "skin_fedavg": lambda name: skin(name, FEDAVG),
+    "skin_flexfair": _skin_flexfair,
+    "skin_flexfair_site": _skin_flexfair_site,
+}
+
+
+def shipped(name: str) -> Plan:
+    """The plan of a shipped job; ``KeyError`` if there is none of that name."""
+    return JOBS[name](name)

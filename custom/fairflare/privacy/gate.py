@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The release gate: the one way out of a site.
+
+Only a :class:`Release` can be put on the wire, and only :meth:`ReleaseGate.release` makes one. Anything the gate does
+not recognise is refused by an exception, never passed on: another task, label, type, length, NaN, infinity.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from fairflare.errors import GateError
+from fairflare.secagg.protection import Payload, SiteProtection, VectorSpec, check_numbers, describe
+
+_SEAL: Final = object()
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A vector that wants to leave, and its weight in the sum."""
+
+    values: np.ndarray
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Release:
+    """What may leave: which task of which round it answers, and protected vectors by label."""
+
+    task: str
+    round: int
+    step: int
+    payloads: Mapping[str, Payload]
+    _seal: object = field(repr=False, default=None)
+
+    def verify_sealed(self) -> None:
+        """Raise :class:`GateError` unless the release gate of this process made this object."""
+        if self._seal is not _SEAL:
+            raise GateError(
+                "FF-GATE-SEAL",
+                got="a result that did not pass the release gate",
+                expected="a Release made by ReleaseGate.release",
+                next_step="send results through the gate only; report this as a defect of FairFlare",
+            )
+
+
+class ReleaseLog:
+    """The site's own list of releases: one JSON line each, on disk before the first byte leaves.
+
+    It holds labels, lengths and times; never a number of the vectors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def append(self, event: Mapping[str, object]) -> None:
+        """Write one event and wait until it is on disk; ``OSError`` means that nothing may be sent."""
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(event, sort_keys=True) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+class ReleaseGate:
+    """Checks, protects and records every vector of one job at one site.
+
+    Parameters
+    ----------
+    allowed
+        Task -> label -> specification of the vectors that may answer it; fixed by the plan.
+    protections
+        Label -> the protection the plan asks for.
+    log
+        Where releases are recorded.
+    """
+
+    def __init__(
+        self,
+        allowed: Mapping[str, Mapping[str, VectorSpec]],
+        protections: Mapping[str, SiteProtection],
+        log: ReleaseLog,
+    ) -> None:
+        self._allowed = allowed
+        self._protections = protections
+        self._log = log
+
+    def release(self, task: str, round_: int, step: int, vectors: Mapping[str, Weighted]) -> Release:
+        """Let exactly the vectors that ``task`` may return out; raises :class:`GateError` otherwise."""
+        specs = self._allowed.get(task)
+        if specs is None:
+            raise _refused("TASK", "a result for an unknown task", f"one of {', '.join(self._allowed)}")
+        if set(vectors) != set(specs):
+            raise _refused("LABEL", f"vectors {sorted(vectors)} for task {task}", describe(specs))
+        for label, spec in specs.items():
+            _verify(spec, vectors[label])
+        payloads = {
+            label: self._protections[label].protect(spec, vectors[label].values, vectors[label].weight)
+            for label, spec in specs.items()
+        }
+        lengths = {label: spec.length for label, spec in specs.items()}
+        self._log.append({"event": "release", "task": task, "round": round_, "step": step, "vectors": lengths})
+        return Release(task, round_, step, payloads, _SEAL)
+
+
+def _verify(spec: VectorSpec, vector: Weighted) -> None:
+    if not isinstance(vector, Weighted):
+        raise _refused("TYPE", f"{type(vector).__name__} as '{spec.label}'", "a Weighted vector")
+    defect = check_numbers(spec, vector.values)
+    if defect is not None:
+        words = {"DTYPE": "another number type", "SHAPE": "another length", "NAN": "NaN or infinity"}[defect]
+        raise _refused(defect, f"{words} in '{spec.label}'", f"{spec.length} finite numbers of type {spec.dtype}")
+    if not 0 <= vector.weight < float("inf"):
+        raise _refused(
+            "WEIGHT", f"a weight of '{spec.label}' that is no finite number >= 0", "the site's record count, or 1"
+        )
+
+
+def _refused(code: str, got: str, expected: str) -> GateError:
+    hint = (
+        "training diverged: lower the learning rate" if code == "NAN" else "nothing was sent; report this as a defect"
+    )
+    return GateError(f"FF-GATE-{code}", got=got, expected=expected, next_step=hint)

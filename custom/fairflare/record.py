@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a run, ``record.json``: what happened, who took part, what came out; success is decided from it.
+
+The server writes it anew after every round (atomically), so it is complete at any moment. It names sites, never
+their single results: every number is a sum over sites or derived from one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fairflare import schema
+from fairflare.errors import RunError
+from fairflare.fairness.groups import HEAD, EvaluationSums
+from fairflare.plan import Plan
+from fairflare.schema import StrictModel
+
+FILE_NAME = "record.json"
+MODEL_NAME = "model.safetensors"
+PROGRESS_NAME = "progress.jsonl"
+
+
+class Refusal(StrictModel):
+    """A site whose answer to a task was refused, or that gave none: who, to what, and a stable code."""
+
+    site: str
+    task: str
+    code: str
+
+
+class PenaltyRecord(StrictModel):
+    """One penalty under one condition at the start of a round; arrays follow the attribute's values.
+
+    ``risk`` is ``null`` for an absent group. All arrays and ``value`` and ``gap`` are ``null`` where the groups are
+    hospitals: there only sums of risks are opened.
+    """
+
+    attribute: str
+    criterion: str
+    measure: str
+    strength: float
+    risk: tuple[float | None, ...] | None
+    weight: tuple[float, ...] | None
+    coefficient: tuple[float, ...] | None
+    count: tuple[float, ...] | None
+    value: float | None
+    gap: float | None
+
+
+class GroupLine(StrictModel):
+    """Validation results of one group at the start of a round; ``null`` is "not estimable"."""
+
+    attribute: str
+    group: str
+    records: float
+    positives: float
+    loss: float | None
+    mean_score: float | None
+    auc: float | None
+
+
+class Seconds(StrictModel):
+    """Wall-clock seconds of a round's phases at the server, waiting for sites included; never a single site's."""
+
+    measure: float
+    train: float
+    aggregate: float
+
+
+class RoundRecord(StrictModel):
+    """One round: statistics and validation at its first model, then training; ``model_sha256`` is its last model."""
+
+    round: int
+    participants: dict[str, tuple[str, ...]]
+    refusals: tuple[Refusal, ...]
+    records: float
+    train_loss: float
+    at_minimum: float
+    at_maximum: float
+    penalties: tuple[PenaltyRecord, ...]
+    validation: tuple[GroupLine, ...]
+    seconds: Seconds
+    model_sha256: str
+
+
+class Cell(StrictModel):
+    """Evaluation sums of one (attribute, group, true label) over sites; zeros if absent or suppressed."""
+
+    attribute: str
+    group: str
+    label: int
+    count: float
+    sites: float
+    cross_entropy: float
+    score: float
+    histogram: tuple[float, ...]
+
+
+class Final(StrictModel):
+    """The last model's hash, who took part in its evaluation, and evaluation sums per split."""
+
+    model_sha256: str
+    participants: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+    validation: tuple[Cell, ...]
+    test: tuple[Cell, ...]
+    confirmed: tuple[str, ...]
+
+
+class Session(StrictModel):
+    """One start of the job; a resumed job is a new session that goes on from an earlier one's last complete round."""
+
+    number: int
+    transport: Literal["flare", "local"]
+    started: str
+    first_round: int
+    previous_record_sha256: str | None
+
+
+class Reason(StrictModel):
+    """Why a run stopped."""
+
+    code: str
+    text: str
+
+
+class RunRecord(StrictModel):
+    """The whole of ``record.json``; see the module's docstring."""
+
+    format: Literal["fairflare/record/1"]
+    plan: Plan
+    plan_sha256: str
+    software: dict[str, str]
+    notices: tuple[str, ...]
+    sessions: tuple[Session, ...]
+    status: Literal["running", "complete", "stopped"]
+    reason: Reason | None
+    ended: str | None
+    roster: tuple[str, ...]
+    join_refusals: tuple[Refusal, ...]
+    records: dict[str, float]
+    initial_model_sha256: str
+    rounds: tuple[RoundRecord, ...]
+    final: Final | None
+
+    def evaluation(self, split: Literal["validation", "test"]) -> EvaluationSums:
+        """Evaluation sums of the final model; raises :class:`RunError` if the run has none."""
+        if self.final is None:
+            raise RunError(
+                "FF-RUN-INCOMPLETE",
+                got=f"a record with status '{self.status}' and no final evaluation",
+                expected="a complete run",
+                next_step="resume the run with 'fairflare run resume', or choose another one",
+            )
+        return sums_from_cells(self.plan, self.final.validation if split == "validation" else self.final.test)
+
+
+def cells_from_sums(plan: Plan, sums: EvaluationSums) -> tuple[Cell, ...]:
+    """Evaluation sums in the record's form."""
+    names = {attribute.name: attribute.values for attribute in plan.attributes}
+    cells = []
+    for attribute, table in sums.cells.items():
+        for group, value in enumerate(names.get(attribute, (attribute,))):
+            for label in (0, 1):
+                row = table[group, label]
+                head = [float(number) for number in row[:HEAD]]
+                cells.append(
+                    Cell(
+                        attribute=attribute, group=value, label=label, count=head[0], sites=head[1],
+                        cross_entropy=head[2], score=head[3], histogram=tuple(float(n) for n in row[HEAD:]),
+                    )
+                )  # fmt: skip
+    return tuple(cells)
+
+
+def sums_from_cells(plan: Plan, cells: tuple[Cell, ...]) -> EvaluationSums:
+    """Inverse of :func:`cells_from_sums`."""
+    rows = [[c.count, c.sites, c.cross_entropy, c.score, *c.histogram] for c in cells]
+    sizes = {attribute.name: len(attribute.values) for attribute in plan.attributes}
+    try:
+        vector = np.array(rows, dtype=np.float64).ravel()
+        return EvaluationSums.from_vector(vector, sizes, plan.evaluation.score_bins)
+    except ValueError:
+        raise RunError(
+            "FF-RUN-LAYOUT",
+            got="evaluation cells that do not follow the plan's layout",
+            expected="every (attribute, group, label) once, in the order of the plan",
+            next_step="do not use this record: it was changed or cut off",
+        ) from None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the file at ``path``; a crash leaves the old one or the new one, never a part."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write ``record.json`` into ``folder``."""
+    text = json.dumps(record.model_dump(mode="json"), allow_nan=False, separators=(",", ": "), indent=None)
+    write_atomically(folder / FILE_NAME, text.encode() + b"\n")
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record from its file or from the folder that holds it; raises :class:`RunError`."""
+    file = path / FILE_NAME if path.is_dir() else path
+    return schema.read(RunRecord, file, error=RunError, what="record")
+
+
+def changed(record: RunRecord, **fields: Any) -> RunRecord:
+    """A copy of ``record`` with some fields replaced."""
+    return record.model_copy(update=fields)

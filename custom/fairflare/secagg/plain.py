@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Protection ``none``: no protection at all. The server sees every site's vector. For studies on public data.
+
+The sums are exact, so no order of arrival can change a hash: updates are added as 64-bit integers (streaming, one
+accumulator whatever the number of sites), statistics with a correctly rounded float sum.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fairflare.errors import RoundError
+from fairflare.secagg.protection import Floats, Opened, Payload, SecureSum, SiteProtection, VectorSpec, check_numbers
+
+#: Fraction bits of an update in the accumulator: its rounding (2^-41) is far below float32's at any useful weight.
+FRACTION_BITS = 40
+#: A site's largest |w x|: 1,024 sites of it still fit 63 bits.
+LIMIT = float(2 ** (62 - FRACTION_BITS - 10))
+#: Statistics may be this much larger than LIMIT allows for updates: up to 2^50, where float64 still counts by ones.
+STATISTICS_SCALE = LIMIT / 2.0**50
+_CHUNK = 1 << 16
+
+
+class PlainSite(SiteProtection):
+    """Sends the vector as it is."""
+
+    def protect(self, spec: VectorSpec, values: np.ndarray, weight: float) -> Payload:
+        """The vector itself, and its weight in clear."""
+        return Payload(values, weight)
+
+
+class _PlainSum(SecureSum):
+    def __init__(self, spec: VectorSpec, weight_unit: float = 1.0) -> None:
+        self.spec = spec
+        self.weight_unit = weight_unit
+        self.weights: dict[str, float] = {}
+
+    def check(self, payload: Payload) -> None:
+        """Refuse another dtype, another shape, NaN or infinity, and weights outside [0, weight unit]."""
+        defect = check_numbers(self.spec, payload.values)
+        if defect is None and not (math.isfinite(payload.weight) and 0 <= payload.weight <= self.weight_unit):
+            defect = "WEIGHT"
+        if defect is None and self._largest(payload) >= LIMIT:
+            defect = "RANGE"
+        if defect is not None:
+            raise refusal(defect, self.spec)
+
+    def _largest(self, payload: Payload) -> float:
+        raise NotImplementedError
+
+    def add(self, site: str, payload: Payload) -> None:
+        """Add one site's vector."""
+        if site in self.weights:
+            raise refusal("TWICE", self.spec)
+        self._add(site, payload)
+        self.weights[site] = payload.weight
+
+    def _add(self, site: str, payload: Payload) -> None:
+        raise NotImplementedError
+
+    def _opened(self, total: Floats) -> Opened:
+        sites = tuple(sorted(self.weights))
+        return Opened(total, math.fsum(self.weights[site] for site in sites), sites)
+
+
+class PlainUpdateSum(_PlainSum):
+    """Sum of float32 updates in one int64 accumulator: round(w x 2^40), w in units of ``weight_unit``."""
+
+    def __init__(self, spec: VectorSpec, weight_unit: float) -> None:
+        super().__init__(spec, weight_unit)
+        self.accumulator = np.zeros(spec.length, dtype=np.int64)
+
+    def _largest(self, payload: Payload) -> float:
+        return float(np.abs(payload.values).max(initial=0.0)) * payload.weight / self.weight_unit
+
+    def _add(self, site: str, payload: Payload) -> None:
+        scale = payload.weight / self.weight_unit * 2.0**FRACTION_BITS
+        for start in range(0, self.spec.length, _CHUNK):
+            part = payload.values[start : start + _CHUNK].astype(np.float64)
+            part *= scale
+            np.rint(part, out=part)
+            self.accumulator[start : start + _CHUNK] += part.astype(np.int64)
+
+    def open(self) -> Opened:
+        """Sum of w x over the sites that arrived, in float64."""
+        return self._opened(self.accumulator.astype(np.float64) * (self.weight_unit * 2.0**-FRACTION_BITS))
+
+
+class PlainStatisticsSum(_PlainSum):
+    """Sum of float64 statistics, each number correctly rounded (Shewchuk 1997, ``math.fsum``)."""
+
+    def __init__(self, spec: VectorSpec) -> None:
+        super().__init__(spec)
+        self.rows: dict[str, Floats] = {}
+
+    def _largest(self, payload: Payload) -> float:
+        return float(np.abs(payload.values).max(initial=0.0)) * STATISTICS_SCALE
+
+    def _add(self, site: str, payload: Payload) -> None:
+        self.rows[site] = payload.values
+
+    def open(self) -> Opened:
+        """Sum over the sites that arrived."""
+        rows = [self.rows[site].tolist() for site in sorted(self.rows)]
+        total = [math.fsum(column) for column in zip(*rows, strict=True)] if rows else [0.0] * self.spec.length
+        return self._opened(np.array(total, dtype=np.float64))
+
+
+_DEFECTS = {
+    "DTYPE": "an unknown number type",
+    "SHAPE": "another length",
+    "NAN": "NaN or infinity",
+    "WEIGHT": "a weight outside its range",
+    "RANGE": "numbers too large to be added without overflow",
+    "TWICE": "a second vector of the same site",
+}
+
+
+def refusal(defect: str, spec: VectorSpec) -> RoundError:
+    """The error ``FF-ROUND-<defect>`` for a vector that cannot be added."""
+    return RoundError(
+        f"FF-ROUND-{defect}",
+        got=f"{_DEFECTS[defect]} in '{spec.label}'",
+        expected=f"{spec.length} finite numbers of type {spec.dtype}, once per site",
+        next_step="check that server and sites run the same version and plan; look at the site's own log",
+    )

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records of runs that never took place, filled by hand from scores, labels and groups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fairflare.fairness.groups import EvaluationSums, Floats, Integers
+from fairflare.plan import Plan, parse_plan
+from fairflare.record import (
+    Final,
+    PenaltyRecord,
+    RoundRecord,
+    RunRecord,
+    Seconds,
+    cells_from_sums,
+)
+
+SITES = ("charite", "lyon", "uppsala")
+BINS = 200
+
+FEDAVG: dict[str, Any] = {"name": "fedavg"}
+SEX = {"name": "sex", "values": ["female", "male"], "edges": None}
+AGE = {"name": "age", "values": ["under_40", "40_to_60", "over_60"], "edges": [40.0, 60.0]}
+
+
+def flexfair(attribute: str = "sex", criterion: str = "equal_opportunity") -> dict[str, Any]:
+    """A plan's ``method``."""
+    penalty = {
+        "attribute": attribute,
+        "criterion": criterion,
+        "utility": "cross_entropy",
+        "weights": "records",
+        "reduction": "sum",
+        "form": "bounded",
+        "strength": 2.0,
+    }
+    return {
+        "name": "flexfair",
+        "penalties": [penalty],
+        "refresh": "round",
+        "scaling": "joint",
+        "min_weight": 0.0,
+        "max_weight": None,
+        "utility_clip": 10.0,
+    }
+
+
+def make_plan(**changes: Any) -> Plan:
+    """A small plan; ``changes`` replace top-level fields."""
+    fields: dict[str, Any] = {
+        "format": "fairflare/plan/1",
+        "name": "skin_fedavg",
+        "task": {
+            "kind": "classification",
+            "data_set": "skin_lesions",
+            "labels": ["benign", "malignant"],
+            "input": {"kind": "table", "features": [{"name": "x", "center": 0.0, "scale": 1.0}]},
+        },
+        "attributes": [SEX, AGE],
+        "cells": {"minimum": 0, "sites": 1},
+        "model": {"name": "mlp", "hidden": [4]},
+        "training": {
+            "rounds": 2,
+            "work": {"unit": "epochs", "amount": 1},
+            "batch": {"unit": "records", "amount": 32},
+            "optimizer": {
+                "name": "sgd",
+                "lr": 0.1,
+                "momentum": 0.0,
+                "nesterov": False,
+                "weight_decay": 0.0,
+                "state": "reset",
+            },
+            "class_weights": [1.0, 1.0],
+            "aggregation": "records",
+            "seed": 1,
+        },
+        "method": FEDAVG,
+        "protection": {"update": "none", "statistics": "none"},
+        "differential_privacy": None,
+        "federation": {"min_sites": 2, "task_timeout_seconds": 60.0, "max_missed": 1},
+        "evaluation": {"score_bins": BINS, "threshold": "half"},
+    }
+    return parse_plan(json.dumps(fields | changes))
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Scores, labels and groups of n records; group -1 is "missing"."""
+
+    score: Floats
+    label: Integers
+    groups: Mapping[str, Integers]
+
+    def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
+        """Evaluation sums of one site that holds all of them."""
+        sizes = {attribute.name: len(attribute.values) for attribute in plan.attributes}
+        probability = np.where(self.label == 1, self.score, 1 - self.score)
+        loss = -np.log(np.maximum(probability, 1e-12))
+        bins = plan.evaluation.score_bins
+        return EvaluationSums.measure(self.score, loss, self.label, self.groups, sizes, bins, minimum)
+
+
+def draw(
+    n: int = 1200,
+    *,
+    seed: int = 0,
+    skill: tuple[float, float] = (1.4, 1.4),
+    shift: tuple[float, float] = (0.0, 0.0),
+    missing: float = 0.0,
+) -> Patients:
+    """Patients whose score separates labels by ``skill`` and is moved by ``shift``, each for (female, male)."""
+    generator = np.random.default_rng(seed)
+    sex = generator.integers(0, 2, n)
+    age = generator.integers(0, 3, n)
+    label = (generator.random(n) < 0.3).astype(np.int64)
+    signal = np.array(skill)[sex] * (label - 0.5) + np.array(shift)[sex] + generator.normal(size=n)
+    sex = np.where(generator.random(n) < missing, -1, sex)
+    return Patients(1 / (1 + np.exp(-signal)), label, {"sex": sex, "age": age})
+
+
+def constant(patients: Patients, score: float = 0.3) -> Patients:
+    """The same patients under a model that says the same of everybody."""
+    return Patients(np.full_like(patients.score, score), patients.label, patients.groups)
+
+
+def make_record(
+    plan: Plan, test: Patients, validation: Patients | None = None, *, minimum: int = 0, **changes: Any
+) -> RunRecord:
+    """A complete run of ``plan``; the validation records are the test records unless given."""
+    splits = [cells_from_sums(plan, part.sums(plan, minimum)) for part in (validation or test, test)]
+    final = Final(
+        model_sha256="b" * 64,
+        participants=SITES,
+        refusals=(),
+        validation=splits[0],
+        test=splits[1],
+        confirmed=SITES,
+    )
+    record = RunRecord(
+        format="fairflare/record/1",
+        plan=plan,
+        plan_sha256=plan.sha256,
+        software={},
+        notices=(),
+        sessions=(),
+        status="complete",
+        reason=None,
+        ended="2025-01-01T00:00:00Z",
+        roster=SITES,
+        join_refusals=(),
+        records={"train": 4000.0},
+        initial_model_sha256="a" * 64,
+        rounds=tuple(make_round(plan, number) for number in range(plan.training.rounds)),
+        final=final,
+    )
+    return record.model_copy(update=changes)
+
+
+def make_round(plan: Plan, number: int, **changes: Any) -> RoundRecord:
+    """One round, with a penalty line where the plan penalises."""
+    gap = 0.2 / (number + 1)
+    penalties = tuple(
+        PenaltyRecord(
+            attribute=penalty.attribute,
+            criterion=penalty.criterion,
+            measure=f"{penalty.attribute}/label1/{penalty.utility}",
+            strength=penalty.strength,
+            risk=(0.5, 0.7),
+            weight=(0.5, 0.5),
+            coefficient=(-0.1, 0.1),
+            count=(600.0, 600.0),
+            value=0.01,
+            gap=gap,
+        )
+        for penalty in (plan.method.penalties if plan.method.name == "flexfair" else ())
+    )
+    fields: dict[str, Any] = {
+        "round": number,
+        "participants": {"train": SITES},
+        "refusals": (),
+        "records": 4000.0,
+        "train_loss": 0.6 - 0.1 * number,
+        "at_minimum": 0.0,
+        "at_maximum": 0.0,
+        "penalties": penalties,
+        "validation": (),
+        "seconds": Seconds(measure=0.1, train=1.0, aggregate=0.1),
+        "model_sha256": "b" * 64,
+    }
+    return RoundRecord(**(fields | changes))
