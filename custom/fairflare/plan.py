@@ -21,6 +21,8 @@ from fairflare.methods import AnyParameters
 from fairflare.schema import StrictModel, rule
 
 FORMAT = "fairflare/plan/1"
+#: Columns that every manifest has for itself; a feature called "label" would train on the answer.
+RESERVED = ("id", "patient", "label", "split", "file")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+<>=-]{0,63}$")]
@@ -213,7 +215,7 @@ class Protection(StrictModel):
 class Evaluation(StrictModel):
     """Score histograms (bins of equal width over [0, 1]) and how the decision threshold is chosen."""
 
-    score_bins: Annotated[int, Field(ge=200, le=10_000)]
+    score_bins: Annotated[int, Field(ge=200, le=10_000, multiple_of=2)]
     threshold: Literal["half", "validation_balanced_accuracy"]
 
 
@@ -236,6 +238,7 @@ class Plan(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Plan:
         _refuse_repeats("attribute", [attribute.name for attribute in self.attributes])
+        _refuse_reserved(self)
         _check_model(self)
         _check_steps(self)
         for text in self.method.conflicts({attribute.name: len(attribute.values) for attribute in self.attributes}):
@@ -253,6 +256,13 @@ class Plan(StrictModel):
             if attribute.name == name:
                 return attribute
         raise KeyError(name)
+
+
+def _refuse_reserved(plan: Plan) -> None:
+    features = plan.task.input.features if isinstance(plan.task.input, TableInput) else ()
+    for name in [*(one.name for one in features), *(one.name for one in plan.attributes)]:
+        if name in RESERVED:
+            raise rule(f"got a feature or attribute named '{name}', expected another name: manifests use this one")
 
 
 def _refuse_repeats(what: str, names: list[str]) -> None:

@@ -125,6 +125,11 @@ def write_catalog(folder: Path, catalog: DataCatalog) -> Path:
     return path
 
 
+def is_site_name(name: str) -> bool:
+    """Whether ``name`` can be a site in a catalogue (and so a folder's name)."""
+    return _SITE.fullmatch(name) is not None
+
+
 def _objects(value: Any, name: re.Pattern[str], what: str) -> list[tuple[str, Any]]:
     """Items of a JSON object whose keys match ``name``; refused without repeating what is not a name."""
     if value is None:

@@ -110,11 +110,11 @@ def heart(name: str, method: Json, seed: int = 0) -> Plan:
 def skin(name: str, method: Json, seed: int = 0) -> Plan:
     """Malignant or benign from a dermoscopic image; four sources as sites; attributes age, sex and source."""
     optimizer = {
-        "name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+        "name": "adamw", "lr": 2e-4, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
         "weight_decay": 1e-2, "state": "keep",
     }  # fmt: skip
     plan = {
-        **_common(name, 15, 32, optimizer, method, seed),
+        **_common(name, 30, 32, optimizer, method, seed),
         "task": {
             "kind": "classification",
             "data_set": "skin",

@@ -73,7 +73,11 @@ class Seconds(StrictModel):
 
 
 class RoundRecord(StrictModel):
-    """One round: statistics and validation at its first model, then training; ``model_sha256`` is its last model."""
+    """One round: statistics and validation at its first model, then training; ``model_sha256`` is its last model.
+
+    ``at_minimum`` and ``at_maximum`` count records (per utility) whose weight was held at the plan's bound: once a
+    round, or in lock step once for every step that a record was in.
+    """
 
     round: int
     participants: dict[str, tuple[str, ...]]

@@ -31,13 +31,12 @@ from numpy.typing import NDArray
 from fairflare.data.images import load_images, locate
 from fairflare.data.table import Table, codes, count, numbers, read_table
 from fairflare.errors import DataError
-from fairflare.plan import Attribute, Feature, ImageInput, Plan
+from fairflare.plan import RESERVED, Attribute, Feature, ImageInput, Plan
 from fairflare.policy import Entry
 
 SPLITS = ("training", "validation", "test")
 MISSING, UNKNOWN = -1, -2
 
-_OWN = ("id", "patient", "label", "split", "file")
 _COMMENT = re.compile(r"(?:^|\s)#.*")
 _WHAT = "manifest"
 
@@ -144,15 +143,7 @@ def needed_columns(plan: Plan) -> tuple[str, ...]:
     kind = plan.task.input
     features = [] if isinstance(kind, ImageInput) else [feature.name for feature in kind.features]
     named = [*features, *(attribute.name for attribute in plan.attributes)]
-    reserved = sorted(set(named) & set(_OWN))
-    if reserved:
-        raise DataError(
-            "FF-DATA-RESERVED",
-            got=f"a plan that uses {', '.join(reserved)} as a feature or an attribute",
-            expected=f"other names than {', '.join(_OWN)}, which every manifest uses for itself",
-            next_step="ask for a plan in which this feature or attribute has another name",
-        )
-    own = _OWN if isinstance(kind, ImageInput) else _OWN[:-1]
+    own = RESERVED if isinstance(kind, ImageInput) else RESERVED[:-1]
     return tuple(dict.fromkeys([*own, *named]))
 
 

@@ -4,10 +4,11 @@
 Nobody is described: the records are drawn, and show what fairness methods are for.
 
 * Hospitals differ in size, in prevalence and in their measurements (covariate shift).
-* The last value of the first attribute is a *minority* (15 to 30 % of the records). Its label shows in other signs
+* The last value of the first attribute is a *minority* (20 to 34 % of the records). Its label shows in other signs
   than everybody else's: other features, or another mark in the image. A model that minimises the mean loss
   learns these signs late and weakly, so federated averaging leaves a clear gap between the groups, and a penalty
-  on the gap can close most of it at a small price.
+  on the gap about halves it at a small price (heart plan, 600 records, four seeds: gap of the true-positive rates
+  0.28 at AUC 0.83 with FedAvg, 0.14 at 0.82 with FlexFair, equal opportunity, strength 1).
 * Some attributes and some features are missing; some patients have several records.
 
 Everything follows from the seed, through one generator for each hospital.
@@ -27,7 +28,7 @@ from fairflare.data.synthetic_images import write_image
 from fairflare.data.table import write_table
 from fairflare.errors import DataError
 from fairflare.plan import Attribute, ImageInput, Plan, TableInput
-from fairflare.policy import DataCatalog, Entry, write_catalog
+from fairflare.policy import DataCatalog, Entry, is_site_name, write_catalog
 from fairflare.seeds import generator
 
 FEWEST_RECORDS = 20
@@ -36,6 +37,10 @@ ATTRIBUTE_MISSING = 0.02
 FEATURE_MISSING = 0.04
 #: Standard deviation of the label's log-odds: the best possible AUC is about 0.94.
 SIGNAL = 4.0
+#: Smallest and largest share of the minority at a hospital.
+MINORITY = (0.20, 0.34)
+#: How much of its strength a sign has in the group whose label does not follow it.
+QUIET = 0.8
 
 Floats = NDArray[np.float64]
 
@@ -44,7 +49,7 @@ Floats = NDArray[np.float64]
 class _Hospital:
     """What is drawn before features or images: two hidden signs per record, one of which makes the label."""
 
-    signs: Floats  # (n, 2), standard normal and shifted by site: everybody's sign, and the minority's
+    signs: Floats  # (n, 2), about normal, shifted by site: everybody's sign, and the minority's
     labels: NDArray[np.int64]
     groups: dict[str, NDArray[np.int64]]
     minority: NDArray[np.bool_]
@@ -71,13 +76,14 @@ def write_hospitals(folder: Path, plan: Plan, sites: Sequence[str], records: int
     Raises
     ------
     DataError
-        ``FF-DATA-SYNTHETIC`` for too few records or a site named twice.
+        ``FF-DATA-SYNTHETIC`` for too few records, or for names that are not valid or not different.
     """
-    if records < FEWEST_RECORDS or len(set(sites)) != len(sites) or not sites:
+    named = {site for site in sites if is_site_name(site)}
+    if records < FEWEST_RECORDS or len(named) != len(sites) or not sites:
         raise DataError(
             "FF-DATA-SYNTHETIC",
-            got=f"{records} records for each of {len(sites)} sites, {len(set(sites))} of them with different names",
-            expected=f"at least {FEWEST_RECORDS} records per site, and sites with different names",
+            got=f"{records} records for each of {len(sites)} sites with {len(named)} different, valid names",
+            expected=f"at least {FEWEST_RECORDS} records per site; different names of letters, digits and _.-",
             next_step="ask for more records, or name each site once",
         )
     base = folder.resolve()
@@ -106,12 +112,14 @@ def _hospital(plan: Plan, size: int, rng: np.random.Generator) -> _Hospital:
     groups = {attribute.name: _group(size, len(attribute.values), rng) for attribute in plan.attributes}
     minority = np.zeros(size, dtype=np.bool_)
     if plan.attributes:
-        share = rng.uniform(0.15, 0.30)
+        share = rng.uniform(*MINORITY)
         first, last = plan.attributes[0].name, len(plan.attributes[0].values) - 1
         groups[first] = np.where(rng.random(size) < share, last, _group(size, last, rng))
         minority = groups[first] == last
     signs = rng.normal(rng.normal(0.0, 0.25, size=2), 1.0, size=(size, 2))
     odds = SIGNAL * np.where(minority, signs[:, 1], signs[:, 0]) + rng.uniform(-0.8, 0.8)
+    signs[~minority, 1] *= QUIET
+    signs[minority, 0] *= QUIET
     labels = (rng.random(size) < 1.0 / (1.0 + np.exp(-odds))).astype(np.int64)
     patients = np.cumsum(
         rng.random(size) > 0.1, dtype=np.int64

@@ -38,6 +38,7 @@ class Collector:
         self._accepted: set[str] = set()
         self._refused: dict[str, str] = {}
         self._closed = False
+        self._adding = False
         self._lock = threading.Lock()
 
     def accept(self, site: str, reply: Reply) -> None:
@@ -50,8 +51,10 @@ class Collector:
             except RoundError as problem:
                 self._refused[site] = problem.code
                 raise
+            self._adding = True
             for label, payload in reply.payloads.items():
                 self._sums[label].add(site, payload)
+            self._adding = False
             self._refused.pop(site, None)
             self._accepted.add(site)
 
@@ -93,7 +96,9 @@ class Collector:
         )
 
     def opened(self) -> Mapping[str, Opened]:
-        """The sums over the sites accepted."""
+        """The sums over the sites accepted; raises :class:`RoundError` if adding one of them broke off half-way."""
+        if self._adding:
+            raise _refusal("INTERNAL", "a reply of which a part only was added", "whole replies or nothing")
         return {label: secure_sum.open() for label, secure_sum in self._sums.items()}
 
 

@@ -58,7 +58,7 @@ def first_record(plan: Plan, start: Start, initial_sha256: str) -> RunRecord:
     return earlier.model_copy(
         update={
             "sessions": (*earlier.sessions, session), "software": software, "status": "running",
-            "reason": None, "ended": None, "final": None, "join_refusals": (),
+            "reason": None, "ended": None, "final": None,
         }
     )  # fmt: skip
 

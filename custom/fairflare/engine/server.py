@@ -82,6 +82,7 @@ class Coordinator:
         self.record = describe.first_record(plan, start, vector_sha256(self.model))
         if start.earlier is not None and start.earlier[1] is not None:
             self.model = start.earlier[1]
+            self.store.keep(self.model)  # the record of this session names it before there is a newer one
         self._missed: dict[str, int] = {}
         self._records = 0.0
         self._refusals: list[Refusal] = []
@@ -102,7 +103,7 @@ class Coordinator:
                 yield from self._round(number)
             yield from self._evaluate()
         except RoundError as problem:
-            self.stop(problem.code, str(problem))
+            self.stop(problem.code, str(problem).removeprefix(f"{problem.code}: "))
             return
         self._end("complete", None)
 
@@ -167,7 +168,8 @@ class Coordinator:
         opened = self._last.opened()["counts"]
         counts = dict(zip(COUNTS, opened.total.tolist(), strict=True))
         self._records = counts["training"]
-        self.record = changed(self.record, records=counts, join_refusals=tuple(self._refusals))
+        refusals = (*self.record.join_refusals, *self._refusals)  # those of earlier sessions explain their rounds
+        self.record = changed(self.record, records=counts, join_refusals=refusals)
         self._refusals = []
         self.store.save(self.record)
         self.store.progress("joined", sites=list(joined), records=counts)

@@ -47,12 +47,17 @@ class Store:
         if model is None:
             write_record(self.folder, record)
             return
-        kept = model_file(self.folder, vector_sha256(model))
-        write_atomically(kept, save(named_arrays(self._network, model)))
+        kept = self.keep(model)
         write_record(self.folder, record)
         for older in self.folder.glob(f"*.{MODEL_NAME}"):
             if older != kept:
                 older.unlink()
+
+    def keep(self, model: Vector) -> Path:
+        """Write a model, for a record that will name it, and return its file."""
+        file = model_file(self.folder, vector_sha256(model))
+        write_atomically(file, save(named_arrays(self._network, model)))
+        return file
 
     def progress(self, event: str, **facts: object) -> None:
         """Add one line for whoever watches the run; losing one is no harm."""

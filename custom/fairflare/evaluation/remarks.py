@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fairflare.evaluation.summary import AttributeSummary, GroupSummary, Remark, RunSummary, Value
+from fairflare.evaluation.words import NAMES
 from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL, EvaluationSums
 from fairflare.record import RunRecord
 
@@ -17,8 +18,10 @@ SMALL_CELL = 30
 WIDE = 0.2
 #: So much of all scores in one bin makes a model constant.
 ONE_BIN = 0.99
-#: Changes up to this size (half a percentage point) are not remarked on.
+#: Changes up to this size (half a percentage point) are called "about equal".
 NOTICEABLE = 0.005
+#: Levelling down is pointed out when the gap fell, and a better group lost, by more than this: chance moves both.
+LEVELLED = 0.02
 #: Share of record weights held at the plan's bounds from which on it is pointed out.
 HELD = 0.01
 
@@ -43,7 +46,7 @@ def run_remarks(summary: RunSummary, record: RunRecord, sums: EvaluationSums) ->
         *_unseen(summary),
     ]
     for attribute in summary.attributes:
-        found += [*_missing(attribute, summary.overall), *_small_cells(attribute, summary)]
+        found += [*_missing(attribute, summary, record), *_small_cells(attribute, summary)]
     return (*found, *_wide_intervals(summary))
 
 
@@ -114,14 +117,18 @@ def _unseen(summary: RunSummary) -> Iterator[Remark]:
         )
 
 
-def _missing(attribute: AttributeSummary, overall: GroupSummary) -> Iterator[Remark]:
+def _missing(attribute: AttributeSummary, summary: RunSummary, record: RunRecord) -> Iterator[Remark]:
     if attribute.missing > 0:
+        overall, cells = summary.overall, record.plan.cells
         share = attribute.missing / max(overall.records, 1)
-        yield Remark(
-            "missing records",
-            f"{attribute.attribute}: {attribute.missing} of {overall.records} records ({share:.1%}) are in "
-            "no group, because the attribute is missing or the cell was too small to be released",
+        text = (
+            f"{attribute.attribute}: {attribute.missing} of {overall.records} records ({share:.1%}), "
+            f"{attribute.missing_positives} of them {summary.task['labels'][1]}, are in no group, because the "
+            "attribute is missing"
         )
+        if cells.minimum > 1 or cells.sites > 1:
+            text += " or the cell was too small to be released; rates that mix labels may be shifted by it"
+        yield Remark("missing records", text)
 
 
 def _small_cells(attribute: AttributeSummary, summary: RunSummary) -> Iterator[Remark]:
@@ -157,8 +164,7 @@ def comparison_remarks(baseline: RunSummary, other: RunSummary) -> tuple[Remark,
     """All warnings about two comparable runs."""
     found = list(_different_records(baseline, other))
     for before, after in zip(baseline.attributes, other.attributes, strict=True):
-        texts = [text for gap, metric in _BENEFIT.items() for text in _levelled(before, after, gap, metric)]
-        found += [Remark("levelling down", f"{before.attribute}: {text}") for text in texts]
+        found += _levelling_down(before, after)
     return tuple(found)
 
 
@@ -172,19 +178,30 @@ def _different_records(baseline: RunSummary, other: RunSummary) -> Iterator[Rema
         )
 
 
-def _levelled(before: AttributeSummary, after: AttributeSummary, gap: str, metric: str) -> Iterator[str]:
-    """Levelling down: the gap fell, the worst group did not gain, and a better group lost."""
-    old_gap, new_gap = before.gaps[gap].value, after.gaps[gap].value
+def _levelling_down(before: AttributeSummary, after: AttributeSummary) -> Iterator[Remark]:
+    """Levelling down: a gap fell, the worst group did not gain, and a better group lost."""
+    gaps, evidence = [], []
+    for gap, metric in _BENEFIT.items():
+        old, new = before.gaps[gap].value, after.gaps[gap].value
+        loss = _loss_without_gain(before, after, metric)
+        if old is not None and new is not None and new < old - LEVELLED and loss:
+            gaps.append(f"{NAMES[gap]} {old:.3f} to {new:.3f}")
+            evidence.append(loss)
+    if gaps:
+        yield Remark("levelling down", f"{before.attribute}: gaps fell ({'; '.join(gaps)}), but {evidence[0]}")
+
+
+def _loss_without_gain(before: AttributeSummary, after: AttributeSummary, metric: str) -> str:
+    """Who lost, in words, if the worst group by ``metric`` gained nothing; else ""."""
     old, new = ({g.group: g.metrics[metric].value for g in part.groups} for part in (before, after))
     pairs = {name: (x, y) for name, x in old.items() if x is not None and (y := new[name]) is not None}
-    if old_gap is None or new_gap is None or len(pairs) < 2 or new_gap >= old_gap - NOTICEABLE:
-        return
+    if len(pairs) < 2:
+        return ""
     worst_before, worst_after = min(x for x, _ in pairs.values()), min(y for _, y in pairs.values())
-    losers = [name for name, (x, y) in pairs.items() if x > worst_before and y < x - NOTICEABLE]
-    if losers and worst_after <= worst_before + NOTICEABLE:
-        name = losers[0]
-        yield (
-            f"the {gap.replace('_', ' ')} fell from {old_gap:.3f} to {new_gap:.3f}, but the worst group did "
-            f"not improve ({metric.replace('_', ' ')} {worst_before:.3f} to {worst_after:.3f}) and {name}, a "
-            f"better group, got worse ({pairs[name][0]:.3f} to {pairs[name][1]:.3f})"
-        )
+    losers = [f"{name} ({x:.3f} to {y:.3f})" for name, (x, y) in pairs.items() if x > worst_before and y < x - LEVELLED]
+    if not losers or worst_after > worst_before + NOTICEABLE:
+        return ""
+    return (
+        f"by {NAMES[metric]} the worst group did not gain ({worst_before:.3f} to {worst_after:.3f}) "
+        f"and better ones lost: {', '.join(losers)}"
+    )

@@ -14,7 +14,7 @@ from rich.text import Text
 from fairflare.evaluation.export import to_csv, to_json
 from fairflare.evaluation.remarks import NOTICEABLE
 from fairflare.evaluation.report import WORST_BY
-from fairflare.evaluation.summary import TOO_FEW_GROUPS, Comparison, GroupSummary, Remark, RunSummary, Value
+from fairflare.evaluation.summary import Comparison, GroupSummary, Remark, RunSummary, Value
 from fairflare.evaluation.words import (
     COLUMNS,
     CRITERIA,
@@ -26,7 +26,7 @@ from fairflare.evaluation.words import (
     MEANINGS,
     NAMES,
     NO_CRITERION,
-    name_of,
+    worst_group_by,
 )
 
 __all__ = ["WIDTH", "comparison_report", "run_report", "to_csv", "to_json", "to_text"]
@@ -34,6 +34,8 @@ __all__ = ["WIDTH", "comparison_report", "run_report", "to_csv", "to_json", "to_
 WIDTH = 100
 #: Runs side by side in one table: the baseline and so many others.
 _OTHERS = 2
+#: One space to the left of a cell; the box adds one between columns.
+_PADDING = (0, 0, 0, 1)
 
 
 def to_text(report: RenderableType, width: int = WIDTH) -> str:
@@ -107,7 +109,7 @@ def _threshold(summary: RunSummary) -> str:
 
 
 def _group_table(summary: RunSummary) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
+    table = Table(box=SIMPLE, pad_edge=False, padding=_PADDING)
     table.add_column("Group", overflow="fold")
     table.add_column("Records\n(positive)", justify="right", min_width=10)
     for title in COLUMNS.values():
@@ -146,8 +148,8 @@ def _not_estimable(summary: RunSummary) -> Iterator[str]:
 
 
 def _gap_table(summary: RunSummary) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("Gap", overflow="fold")
+    table = Table(box=SIMPLE, pad_edge=False, padding=_PADDING)
+    table.add_column("Gap", min_width=2 + max(map(len, map(NAMES.__getitem__, MEANINGS))))
     table.add_column("Value", justify="right")
     table.add_column("95 % interval")
     table.add_column("What is compared", overflow="fold")
@@ -166,9 +168,9 @@ def _worst(summary: RunSummary) -> Iterator[str]:
         for metric, worst in attribute.worst.items():
             number = f"{_number(worst.value.value)} {_interval(worst.value, '()')}".rstrip()
             sure = "" if worst.certainty is None else f"; the worst in {worst.certainty:.0%} of resamples"
-            yield f"{name_of('worst_group_' + metric)}: {attribute.attribute} {worst.group}, {number}{sure}"
+            yield f"{worst_group_by(metric)}: {attribute.attribute} {worst.group}, {number}{sure}"
         if not attribute.worst:
-            yield f"Worst group of {attribute.attribute}: none; {TOO_FEW_GROUPS}, or all have the same"
+            yield f"Worst group of {attribute.attribute}: none (fewer than two groups have a value, or all are equal)"
 
 
 def _penalties(summary: RunSummary) -> Iterator[str]:
@@ -201,7 +203,7 @@ def _comparison_head(summaries: Sequence[RunSummary]) -> Iterator[str]:
 
 
 def _side_by_side(everything: Sequence[RunSummary], shown: Sequence[RunSummary]) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False)
+    table = Table(box=SIMPLE, pad_edge=False, padding=_PADDING)
     table.add_column("Metric", overflow="fold")
     for place, summary in enumerate(shown):
         title = f"{summary.name}\n({summary.method}{', baseline' if place == 0 else ''})"
@@ -235,7 +237,7 @@ def _attribute_lines(
         missing = Value(None, None, None, 0, "")
         values = [missing if worst is None else worst.value for worst in found]
         names = ["" if worst is None else worst.group for worst in found]
-        yield _line(name_of(f"worst_group_{metric}"), f"worst_group_{metric}", values, names)
+        yield _line(worst_group_by(metric), f"worst_group_{metric}", values, names)
 
 
 def _of_interest(attribute: str, summaries: Sequence[RunSummary]) -> tuple[list[str], list[str]]:

@@ -88,10 +88,10 @@ def summarise(
     sums, plan = record.evaluation(split), record.plan
     edge, threshold = _choose_threshold(record)
     tables = list(sums.cells.items())
-    everybody = sums.cells[EVERYBODY][..., 0].sum()
+    everybody = sums.cells[EVERYBODY][0, :, 0]
     values = {EVERYBODY: (EVERYBODY,), **{attribute.name: attribute.values for attribute in plan.attributes}}
     first, *others = (
-        _Table.of(plan, attribute, values[attribute], table, edge, (seed, index), resamples).summary(float(everybody))
+        _Table.of(plan, attribute, values[attribute], table, edge, (seed, index), resamples).summary(everybody)
         for index, (attribute, table) in enumerate(tables)
     )
     summary = RunSummary(
@@ -175,15 +175,18 @@ class _Table:
         labels = plan.task.labels
         return cls(attribute, values, labels, withheld, table, scores, metrics, groups, drawn)
 
-    def summary(self, everybody: float) -> AttributeSummary:
+    def summary(self, everybody: Floats) -> AttributeSummary:
+        """All results by this attribute; ``everybody`` (2,) is the number of all records by label."""
         groups = tuple(self._group(k) for k in range(len(self.values)))
         gaps = group_gaps(self.scores, self.groups)
+        missing = np.maximum(everybody - self.table[..., 0].sum(axis=0), 0.0)
         return AttributeSummary(
             attribute=self.attribute,
             groups=groups,
             gaps={name: self._gap(name, float(gaps[name])) for name in GAPS},
             worst=dict(pair for metric in WORST_BY for pair in self._worst(metric, groups)),
-            missing=max(0, round(everybody - float(self.table[..., 0].sum()))),
+            missing=round(float(missing.sum())),
+            missing_positives=round(float(missing[1])),
         )
 
     def _group(self, k: int) -> GroupSummary:
@@ -219,15 +222,18 @@ class _Table:
         return f"{what}: {self.withheld}" if self.withheld else what
 
     def _gap(self, name: str, gap: float) -> Value:
-        compared = np.logical_and.reduce([self.groups[part] for part in GAPS[name]])
-        records = sum(_behind(GAPS[name][0], self.table[k, :, 0]) for k in np.flatnonzero(compared))
+        compared = [self.groups[part] for part in GAPS[name]]
+        labels = sorted({label for part in GAPS[name] for label in METRICS[part] or (0, 1)})
+        records = float(self.table[np.logical_or.reduce(compared)][:, labels, 0].sum())
         if np.isnan(gap):
             return Value(None, None, None, round(records), TOO_FEW_GROUPS)
         found = _value(gap, gap_interval(gap, self.resamples.gaps[name]), records)
-        if compared.all():
-            return found
-        left_out = [value for value, here in zip(self.values, compared, strict=True) if not here]
-        return replace(found, note="; ".join(filter(None, [found.note, f"without {', '.join(left_out)}"])))
+        # Equalized odds compares two rates, and a group may have only one of them.
+        inside = np.sum(compared, axis=0)
+        without = ", ".join(self.values[k] for k in np.flatnonzero(inside == 0))
+        partly = ", ".join(self.values[k] for k in np.flatnonzero((inside > 0) & (inside < len(compared))))
+        notes = [found.note, without and f"without {without}", partly and f"one of the two rates without {partly}"]
+        return replace(found, note="; ".join(filter(None, notes)))
 
     def _worst(self, metric: str, groups: tuple[GroupSummary, ...]) -> Iterator[tuple[str, WorstGroup]]:
         index = worst_group(self.metrics[metric])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 Split = Literal["validation", "test"]
 
 NO_INTERVAL = "no interval: too few records, or none that differ"
-TOO_FEW_GROUPS = "fewer than two groups have a value"
+TOO_FEW_GROUPS = "fewer than two groups"
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class AttributeSummary:
     worst
         ``roc_auc`` and ``balanced_accuracy`` -> worst group; absent where fewer than two groups
         have a value, or all have the same.
-    missing
-        Records of ``all`` that are in no group: the attribute is missing, or the cell was withheld.
+    missing, missing_positives
+        Records of ``all`` that are in no group, and the positive ones of them: the attribute is missing, or the cell
+        was withheld.
     """
 
     attribute: str
@@ -85,6 +86,7 @@ class AttributeSummary:
     gaps: Mapping[str, Value]
     worst: Mapping[str, WorstGroup]
     missing: int
+    missing_positives: int
 
 
 @dataclass(frozen=True)

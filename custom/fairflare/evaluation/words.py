@@ -86,8 +86,6 @@ LEGEND_CHANGE = (
 )
 
 
-def name_of(metric: str) -> str:
-    """A metric's name in words; ``worst_group_x`` is "Worst group: x"."""
-    if metric.startswith("worst_group_"):
-        return f"Worst group by {NAMES[metric.removeprefix('worst_group_')].lower().replace('roc', 'ROC')}"
-    return NAMES[metric]
+def worst_group_by(metric: str) -> str:
+    """Name of the value of the worst group by ``metric``, such as "Worst group by balanced accuracy"."""
+    return f"Worst group by {NAMES[metric].lower().replace('roc', 'ROC')}"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
@@ -11,6 +10,9 @@ from nvflare.app_common.abstract.aggregator import Aggregator
 from fairflare.engine.server import Phase
 from fairflare.errors import FairFlareError
 from fairflare.flare import wire
+
+#: Private property of the context of a result: the name of the site that FLARE authenticated.
+SITE = "fairflare.site"
 
 
 class FlexFairAggregator(Aggregator):  # type: ignore[misc]
@@ -29,19 +31,23 @@ class FlexFairAggregator(Aggregator):  # type: ignore[misc]
         self._phase = phase
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
-        """Add the result of the peer in ``fl_ctx``; False if it was refused (the phase's collector knows the code)."""
-        peer = fl_ctx.get_peer_context()
-        site = peer.get_identity_name() if peer else shareable.get_peer_prop(ReservedKey.IDENTITY_NAME, "")
+        """Add the result of the site in ``fl_ctx``; False if it was refused (the phase's collector knows the code)."""
+        site = _site(fl_ctx)
         if self._phase is None:
             return False
+        collector, code = self._phase.collector, wire.failure_code(shareable)
         try:
-            self._phase.collector.accept(site, wire.decode_reply(shareable))
+            if code is None:
+                collector.accept(site, wire.decode_reply(shareable))
+                return True
         except FairFlareError as problem:
-            code = wire.site_code(shareable) if wire.CODE in shareable else problem.code
-            self._phase.collector.refuse(site, code)
-            self.log_error(fl_ctx, f"refused the result of {site}: {code}")
-            return False
-        return True
+            code = problem.code
+        except Exception as problem:  # or FLARE would end the phase for every other site too
+            code = "FF-ROUND-INTERNAL"
+            self.log_exception(fl_ctx, f"a result of {site} could not be looked at: {type(problem).__name__}")
+        collector.refuse(site, code)
+        self.log_error(fl_ctx, f"refused the result of {site}: {code}")
+        return False
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Close the phase; the Shareable names who is in its sums (never numbers)."""
@@ -51,3 +57,10 @@ class FlexFairAggregator(Aggregator):  # type: ignore[misc]
             result["sites"] = list(self._phase.collector.accepted)
             self._phase = None
         return result
+
+
+def _site(fl_ctx: FLContext) -> str:
+    # The peer context is what the site says of itself. The controller knows whom FLARE authenticated, and says so.
+    site = fl_ctx.get_prop(SITE)
+    peer = fl_ctx.get_peer_context()
+    return str(site if site is not None else peer.get_identity_name() if peer else "")

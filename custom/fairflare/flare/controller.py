@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import threading
 from pathlib import Path
 
 import nvflare
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
@@ -24,7 +26,7 @@ from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.store import read_checkpoint
 from fairflare.errors import FairFlareError
 from fairflare.flare import wire
-from fairflare.flare.aggregator import FlexFairAggregator
+from fairflare.flare.aggregator import SITE, FlexFairAggregator
 from fairflare.flare.executor import PLAN
 from fairflare.flare.names import RESUME
 from fairflare.models.vector import Vector
@@ -42,6 +44,8 @@ class FairFlareController(Controller):  # type: ignore[misc]
         self._aggregator_id = aggregator_id
         self._aggregator: FlexFairAggregator | None = None
         self._coordinator: Coordinator | None = None
+        self._task: Task | None = None
+        self._lock = threading.Lock()
 
     def set_communicator(self, communicator: WFCommSpec) -> None:
         """Let FLARE look for finished tasks every 0.05 s.
@@ -55,6 +59,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Read the plan and, if the server's operator asked for it, the run to go on from."""
+        _let_no_site_end_the_job(fl_ctx)
         workspace: Workspace = fl_ctx.get_engine().get_workspace()
         job = fl_ctx.get_job_id()
         aggregator = fl_ctx.get_engine().get_component(self._aggregator_id)
@@ -77,11 +82,15 @@ class FairFlareController(Controller):  # type: ignore[misc]
         if coordinator is None:
             return
         roster = [client.name for client in fl_ctx.get_engine().get_clients()]
-        for phase in coordinator.phases(roster):
-            self._send(phase, abort_signal, fl_ctx)
-            if abort_signal.triggered:
-                coordinator.stop("FF-RUN-ABORTED", "the job was aborted")
-                return
+        try:
+            for phase in coordinator.phases(roster):
+                self._send(phase, abort_signal, fl_ctx)
+                if abort_signal.triggered:
+                    coordinator.stop("FF-RUN-ABORTED", "the job was aborted")
+                    return
+        except Exception as problem:
+            coordinator.stop("FF-RUN-INTERNAL", f"{type(problem).__name__} at the server; its log has the trace")
+            raise
         reason = coordinator.record.reason
         if coordinator.record.status != "complete":
             self.system_panic(_words(reason), fl_ctx)
@@ -91,34 +100,54 @@ class FairFlareController(Controller):  # type: ignore[misc]
             raise RuntimeError("control_flow ran without start_controller")
         message = phase.message
         self.log_info(fl_ctx, f"round {message.round} {message.task}: waiting for {', '.join(phase.targets)}")
-        self._aggregator.begin(phase)
+        task = Task(
+            name=message.task,
+            data=wire.encode_message(message),
+            timeout=math.ceil(phase.timeout),
+            result_received_cb=self._received,
+        )
+        with self._lock:
+            self._task = task
+            self._aggregator.begin(phase)
         if phase.targets:
-            task = Task(
-                name=message.task,
-                data=wire.encode_message(message),
-                timeout=math.ceil(phase.timeout),
-                result_received_cb=self._received,
-            )
             self.broadcast_and_wait(
                 task, fl_ctx, targets=list(phase.targets), min_responses=0, abort_signal=abort_signal
             )
-        self._aggregator.aggregate(fl_ctx)
+        with self._lock:
+            self._task = None
+            self._aggregator.aggregate(fl_ctx)
 
     def _received(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
-        if self._aggregator is not None and client_task.result is not None:
-            self._aggregator.accept(client_task.result, fl_ctx)
+        site, result = client_task.client.name, client_task.result
         client_task.result = None  # otherwise FLARE keeps every site's vectors until the task ends
+        with self._lock:  # FLARE may hand over a result while the phase that asked for it is being closed
+            if self._aggregator is None or client_task.task is not self._task:
+                self._late(site, client_task.task.name, fl_ctx)
+            elif result is not None:
+                fl_ctx.set_prop(SITE, site, private=True, sticky=False)
+                self._aggregator.accept(result, fl_ctx)
+
+    def _late(self, site: str, task: str, fl_ctx: FLContext) -> None:
+        self.log_warning(fl_ctx, f"FF-ROUND-LATE: a result of {site} for {task} came after the deadline")
 
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
         """A result that came after its deadline is not used."""
-        self.log_warning(fl_ctx, f"FF-ROUND-LATE: a result of {client.name} for {task_name} came after the deadline")
+        self._late(client.name, task_name, fl_ctx)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Write the record of a run that FLARE ends early."""
         if self._coordinator is not None:
             self._coordinator.stop("FF-RUN-ABORTED", "FLARE ended the job before the last round")
+
+
+def _let_no_site_end_the_job(fl_ctx: FLContext) -> None:
+    # FLARE 2.9.0 ends the whole job when one site answers RUN_MISMATCH, TASK_UNKNOWN or UNSAFE_JOB. Here a site that
+    # refuses the job is a site less, and min_sites decides.
+    runner = fl_ctx.get_prop(FLContextKey.RUNNER)
+    if hasattr(runner, "ABORT_RETURN_CODES"):
+        runner.ABORT_RETURN_CODES = []
 
 
 def _earlier(file: Path) -> tuple[RunRecord, Vector | None, str] | None:

@@ -3,17 +3,26 @@
 
 FLARE's simulator exits 0 when clients fail, and erases its workspace. So each start gets a fresh workspace inside the
 run's folder (``session-1``, ``session-2`` ...), and success is what :func:`fairflare.engine.verify.verify_run` says.
+
+It also starts every hospital's process in a process group of its own, waits for ever for one that does not answer, and
+leaves them behind when it is killed. So every process of a session carries a mark in its environment, by which this
+module finds and ends it, and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 from fairflare import schema
 from fairflare.errors import RunError
@@ -21,8 +30,14 @@ from fairflare.flare.names import ALLOWED, RESUME
 from fairflare.policy import CATALOG_NAME, DataCatalog
 from fairflare.record import FILE_NAME, PROGRESS_NAME
 
-LOG = "flare.log"
+#: Environment variable of every process of a session; its value is the session's workspace.
+MARK = "FAIRFLARE_SESSION"
+#: Folders of the simulator's workspace, where a site of that name would write too.
+RESERVED = ("server", "local", "startup")
+#: Seconds that FLARE gets to end by itself once the run's record is final; it needs about 8.
+GRACE = 25.0
 _SERVER = Path("server") / "simulate_job" / "fairflare"
+_PROCESSES = Path("/proc")
 
 
 class Simulation:
@@ -42,6 +57,14 @@ class Simulation:
         Folder of an unfinished run's record to go on from.
     allowed
         Classes that FLARE may build, one by one.
+    environment
+        Variables for FLARE's processes, besides this process's own.
+
+    Raises
+    ------
+    RunError
+        ``FF-RUN-BUSY`` while an earlier session in ``folder`` still has processes, ``FF-RUN-PATH`` and
+        ``FF-RUN-SITES`` for names that FLARE's simulator cannot work with.
     """
 
     def __init__(
@@ -53,9 +76,13 @@ class Simulation:
         *,
         resume: Path | None = None,
         allowed: Sequence[str] = ALLOWED,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.job = job.resolve()
         self.sites = tuple(sites)
+        _verify_names(folder.resolve(), self.sites)
+        _verify_idle(folder.resolve())
+        self.environment = dict(environment or {})
         self.workspace = _fresh(folder.resolve())
         self.records = self.workspace / _SERVER
         self.log = self.workspace.with_suffix(".log")
@@ -68,34 +95,44 @@ class Simulation:
             (local / RESUME).write_text(json.dumps({"folder": str(resume.resolve())}), encoding="utf-8")
 
     def run(
-        self, watch: Callable[[Path], None] = lambda _: None, interval: float = 0.2, timeout: float | None = None
+        self,
+        watch: Callable[[Path], None] = lambda _: None,
+        interval: float = 0.2,
+        timeout: float | None = None,
+        grace: float = GRACE,
     ) -> int:
         """Start FLARE, call ``watch(progress file)`` until it ends, and return its (untrustworthy) exit code.
 
-        An interrupt, or ``timeout`` seconds, end the whole process group that was started here, and nothing else.
+        However this ends, by itself, by ``timeout`` seconds, by an interrupt or a signal, no process of the session is
+        left. FLARE is ended ``grace`` seconds after the run's last event: it waits for ever for a site that hangs.
         """
         command = [
             sys.executable, "-m", "nvflare.cli", "simulator", str(self.job), "-w", str(self.workspace),
-            "-c", ",".join(self.sites), "-t", str(len(self.sites)),
+            "-c", ",".join(self.sites), "-t", str(len(self.sites)), "-m", str(len(self.sites)),
         ]  # fmt: skip
-        waited = 0.0
-        with self.log.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments made above
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                env={**os.environ, "PYTHONHASHSEED": "0"},
-            )  # fmt: skip
+        environment = {**os.environ, "PYTHONHASHSEED": "0", **self.environment, MARK: str(self.workspace)}
+        progress = self.records / PROGRESS_NAME
+        with self.log.open("wb") as log, _signals_as_exceptions():
             try:
-                while True:
-                    watch(self.records / PROGRESS_NAME)
-                    try:
-                        return process.wait(timeout=interval)
-                    except subprocess.TimeoutExpired:
-                        waited += interval
-                        if timeout is not None and waited > timeout:
-                            raise _too_long(timeout) from None
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments made above
+                    command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+                    start_new_session=True,
+                )  # fmt: skip
+                started, ended = time.monotonic(), None
+                while process.poll() is None:
+                    watch(progress)
+                    now = time.monotonic()
+                    if timeout is not None and now - started > timeout:
+                        raise _too_long(timeout)
+                    if ended is None and _has_ended(progress):
+                        ended = now
+                    if ended is not None and now - ended > grace:
+                        break
+                    time.sleep(interval)
             finally:
-                _end_group(process)
-                watch(self.records / PROGRESS_NAME)
+                end_processes(str(self.workspace))
+            watch(progress)
+            return process.wait()
 
 
 def latest_record_folder(folder: Path) -> Path:
@@ -123,17 +160,100 @@ def _fresh(folder: Path) -> Path:
     return workspace
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End what this simulation started: FLARE leaves client processes behind when it is interrupted."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, kind)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            continue
+def _verify_names(folder: Path, sites: Sequence[str]) -> None:
+    # FLARE 2.9.0 glues the command of each site's process together and cuts it at spaces, quotes and hashes again.
+    words = [sys.executable, str(folder)]
+    if _cut(" ".join(words)) != words:
+        raise RunError(
+            "FF-RUN-PATH",
+            got="a folder, or a Python interpreter, whose path holds a space, a quote, a backslash or a hash",
+            expected="paths without them: FLARE's simulator cannot start processes there",
+            next_step="choose another folder for the run",
+        )
+    taken = sorted(set(sites) & set(RESERVED))
+    if taken or not sites or len(set(sites)) != len(sites):
+        raise RunError(
+            "FF-RUN-SITES",
+            got=f"sites named {', '.join(taken)}" if taken else f"{len(sites)} sites, or one of them twice",
+            expected=f"at least one site, each with a name of its own, and not {', '.join(RESERVED)}",
+            next_step="rename the sites in the catalogue: these are folders of FLARE's own",
+        )
+
+
+def _cut(command: str) -> list[str]:
+    with contextlib.suppress(ValueError):  # a quote that is never closed
+        return shlex.split(command, comments=True)
+    return []
+
+
+def _verify_idle(folder: Path) -> None:
+    busy = sorted({Path(mark).name for mark in _marks().values() if Path(mark).parent == folder})
+    if busy:
+        raise RunError(
+            "FF-RUN-BUSY",
+            got=f"a run whose {', '.join(busy)} still has processes",
+            expected="a run that has ended",
+            next_step="wait for it, or end it; then try again",
+        )
+
+
+def _has_ended(progress: Path) -> bool:
+    """Whether the run's last event was written; the record is final then."""
+    try:
+        with progress.open("rb") as stream:
+            stream.seek(max(0, progress.stat().st_size - 4096))
+            last = stream.read().splitlines()[-1:]
+        return bool(last) and json.loads(last[0])["event"] == "end"
+    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or a line that is being written
+        return False
+
+
+def _marks() -> dict[int, str]:
+    """The mark of every process of this user that has one."""
+    found = {}
+    for folder in _PROCESSES.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone by now, or somebody else's
+            for line in (folder / "environ").read_bytes().split(b"\0"):
+                name, _, value = line.partition(b"=")
+                if name == MARK.encode():
+                    found[int(folder.name)] = os.fsdecode(value)
+    return found
+
+
+def end_processes(mark: str) -> None:
+    """End every process that carries this mark, and wait until they are gone (at most 20 s)."""
+    for kind, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 15.0)):
+        told: set[int] = set()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            alive = {pid for pid, found in _marks().items() if found == mark}
+            if not alive:
+                return
+            for pid in alive - told:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, kind)
+            told |= alive
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, so that ``finally`` is reached: by default they would end us at once."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there only
+        yield
+        return
+
+    def leave(number: int, _: FrameType | None) -> None:
+        for kind in earlier:
+            signal.signal(kind, signal.SIG_IGN)  # a second one must not break off the cleaning up
+        raise SystemExit(128 + number)
+
+    earlier = {kind: signal.signal(kind, leave) for kind in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for kind, handler in earlier.items():
+            signal.signal(kind, handler)
 
 
 def _too_long(timeout: float) -> RunError:

@@ -9,6 +9,7 @@ nothing is trusted: what does not have this form raises :class:`~fairflare.error
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,8 @@ VERSION = 1
 
 #: Vectors of fewer bytes travel as bytes.
 _INLINE = 65_536
+#: A head names a few vectors and numbers; a longer one is not read.
+_LONGEST_HEAD = 65_536
 _TYPES = {"<f4": np.float32, "<f8": np.float64}
 _CODE_FORM = re.compile(r"FF-[A-Z]+(-[A-Z]+)*")
 _NO_CODE = "FF-ROUND-SITE-ERROR"
@@ -50,7 +53,7 @@ def decode_message(shareable: Shareable) -> Message:
     return Message(
         task=_text(head, "task"), round=_number(head, "round"), step=_number(head, "step"),
         session=_text(head, "session"), plan_sha256=_text(head, "plan_sha256"), vectors=vectors,
-        numbers=_mapping(head, "numbers", (int, float)), text=_mapping(head, "text", str),
+        numbers=_numbers(head, "numbers"), text=_texts(head, "text"),
     )  # fmt: skip
 
 
@@ -66,14 +69,14 @@ def encode_release(release: Release, session: str) -> Shareable:
 
 
 def decode_reply(shareable: Shareable) -> Reply:
-    """Inverse of :func:`encode_release`; raises :class:`WireError`, with the site's code if it sent one."""
-    if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
-        raise _bad(site_code(shareable), "an answer that says it failed", "a result")
+    """Inverse of :func:`encode_release`; raises :class:`WireError`."""
+    if failure_code(shareable) is not None:
+        raise _bad("FAILED", "an answer that says it failed", "a result")
     head, vectors = _unpack(shareable)
-    weights = _mapping(head, "weights", (int, float))
+    weights = _numbers(head, "weights")
     if set(weights) != set(vectors):
-        raise _bad("FF-WIRE-KEYS", "weights of other vectors than were sent", "one weight per vector")
-    payloads = {label: Payload(values, float(weights[label])) for label, values in vectors.items()}
+        raise _bad("KEYS", "weights of other vectors than were sent", "one weight per vector")
+    payloads = {label: Payload(values, weights[label]) for label, values in vectors.items()}
     return Reply(_text(head, "task"), _number(head, "round"), _number(head, "step"), _text(head, "session"), payloads)
 
 
@@ -84,8 +87,18 @@ def error_reply(code: str) -> Shareable:
     return reply
 
 
-def site_code(shareable: Shareable) -> str:
-    """The code in a failed answer; anything that is no code of ours is replaced."""
+def failure_code(shareable: Shareable) -> str | None:
+    """Why a site says that it failed, or ``None`` for an answer that says it did not.
+
+    Anything that is no code of ours is replaced. A code in an answer that claims to be a result is not read: a site
+    cannot choose the name under which its result is refused.
+    """
+    try:
+        said = shareable.get_return_code(ReturnCode.OK)
+    except ValueError:  # FLARE's word for headers that are no headers
+        return _NO_CODE
+    if said == ReturnCode.OK:
+        return None
     code = shareable.get(CODE)
     known = isinstance(code, str) and len(code) <= 64 and _CODE_FORM.fullmatch(code)
     return str(code) if known else _NO_CODE
@@ -104,55 +117,88 @@ def _pack(head: dict[str, Any], vectors: Mapping[str, np.ndarray]) -> Shareable:
 
 
 def _unpack(shareable: Shareable) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
-        head = json.loads(shareable[HEAD])
-        kinds = dict(head["vectors"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise _bad("FF-WIRE-HEAD", "a message without a readable head", "a message of FairFlare") from None
+    head = _head(shareable.get(HEAD))
     if head.get("version") != VERSION:
-        raise _bad("FF-WIRE-VERSION", "a message of another version", f"version {VERSION}")
+        raise _bad("VERSION", "a message of another version", f"version {VERSION}")
+    kinds = _mapping(head, "vectors")
     sent = {key.removeprefix(VECTOR) for key in shareable if isinstance(key, str) and key.startswith(VECTOR)}
     if sent != set(kinds):
-        raise _bad("FF-WIRE-KEYS", "other vectors than the head names", "every vector named in the head")
+        raise _bad("KEYS", "other vectors than the head names", "every vector named in the head")
     return head, {label: _vector(shareable[VECTOR + label], kind) for label, kind in kinds.items()}
 
 
+def _head(text: object) -> dict[str, Any]:
+    if not isinstance(text, str) or len(text) > _LONGEST_HEAD:
+        raise _bad("HEAD", "a message without a head", "a message of FairFlare")
+    try:
+        head = json.loads(text)
+    except (ValueError, RecursionError):
+        head = None
+    if not isinstance(head, dict):
+        raise _bad("HEAD", "a message without a readable head", "a message of FairFlare")
+    return head
+
+
 def _vector(data: object, kind: object) -> np.ndarray:
-    if not (isinstance(kind, list) and len(kind) == 2 and kind[0] in _TYPES and type(kind[1]) is int):
-        raise _bad("FF-WIRE-DTYPE", "a vector of an unknown type", f"one of {', '.join(_TYPES)}")
+    known = isinstance(kind, list) and len(kind) == 2 and isinstance(kind[0], str) and kind[0] in _TYPES
+    if not isinstance(kind, list) or not known or type(kind[1]) is not int:
+        raise _bad("DTYPE", "a vector of an unknown type", f"one of {', '.join(_TYPES)}")
     dtype = np.dtype(_TYPES[kind[0]])
     if isinstance(data, bytes):
         if len(data) != kind[1] * dtype.itemsize:
-            raise _bad("FF-WIRE-SHAPE", "a vector of another length than the head says", "as many bytes as named")
+            raise _bad("SHAPE", "a vector of another length than the head says", "as many bytes as named")
         return np.frombuffer(data, dtype=kind[0]).astype(dtype)
-    if not isinstance(data, np.ndarray) or data.dtype != dtype:
-        raise _bad("FF-WIRE-DTYPE", "a vector of another type than the head says", str(dtype))
+    if type(data) is not np.ndarray or data.dtype != dtype:
+        raise _bad("DTYPE", "a vector of another type than the head says", str(dtype))
     if data.shape != (kind[1],):
-        raise _bad("FF-WIRE-SHAPE", "a vector of another shape than the head says", "one dimension, as long as named")
+        raise _bad("SHAPE", "a vector of another shape than the head says", "one dimension, as long as named")
     return data
 
 
 def _text(head: Mapping[str, Any], key: str) -> str:
     value = head.get(key)
     if not isinstance(value, str) or len(value) > 256:
-        raise _bad("FF-WIRE-HEAD", f"no readable '{key}' in the head", "a short text")
+        raise _bad("HEAD", f"no readable '{key}' in the head", "a short text")
     return value
 
 
 def _number(head: Mapping[str, Any], key: str) -> int:
     value = head.get(key)
     if type(value) is not int or value < 0:
-        raise _bad("FF-WIRE-HEAD", f"no readable '{key}' in the head", "an integer >= 0")
+        raise _bad("HEAD", f"no readable '{key}' in the head", "an integer >= 0")
     return value
 
 
-def _mapping(head: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> dict[str, Any]:
+def _mapping(head: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = head.get(key)
-    if not isinstance(value, dict) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value.values()):
-        raise _bad("FF-WIRE-HEAD", f"no readable '{key}' in the head", "a mapping of names to values")
+    if not isinstance(value, dict):
+        raise _bad("HEAD", f"no readable '{key}' in the head", "a mapping of names to values")
     return value
+
+
+def _texts(head: Mapping[str, Any], key: str) -> dict[str, str]:
+    values = _mapping(head, key)
+    return {name: _text(values, name) for name in values}
+
+
+def _numbers(head: Mapping[str, Any], key: str) -> dict[str, float]:
+    return {name: _finite(key, value) for name, value in _mapping(head, key).items()}
+
+
+def _finite(key: str, value: object) -> float:
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # an integer that is no float
+        number = math.inf
+    if not math.isfinite(number):
+        raise _bad("HEAD", f"no readable '{key}' in the head", "a mapping of names to finite numbers")
+    return number
 
 
 def _bad(code: str, got: str, expected: str) -> WireError:
-    known = code if code.startswith(WireError.prefix) else f"FF-WIRE-{code.removeprefix('FF-')}"
-    return WireError(known, got=got, expected=expected, next_step="check that server and sites run the same version")
+    return WireError(
+        f"{WireError.prefix}{code}",
+        got=got,
+        expected=expected,
+        next_step="check that server and sites run the same version",
+    )

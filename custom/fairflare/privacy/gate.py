@@ -62,11 +62,19 @@ class ReleaseLog:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, event: Mapping[str, object]) -> None:
-        """Write one event and wait until it is on disk; ``OSError`` means that nothing may be sent."""
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(event, sort_keys=True) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        """Write one event and wait until it is on disk; raises :class:`GateError` otherwise: nothing may be sent."""
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(event, sort_keys=True) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as problem:
+            raise GateError(
+                "FF-GATE-LOG",
+                got=f"a list of releases that cannot be written ({type(problem).__name__})",
+                expected="a writable folder with space left",
+                next_step="nothing was sent; make room or correct the access rights at this site",
+            ) from None
 
 
 class ReleaseGate:
@@ -97,8 +105,10 @@ class ReleaseGate:
         specs = self._allowed.get(task)
         if specs is None:
             raise _refused("TASK", "a result for an unknown task", f"one of {', '.join(self._allowed)}")
+        if not isinstance(vectors, Mapping):
+            raise _refused("TYPE", f"{type(vectors).__name__} for task {task}", "a mapping of labels to vectors")
         if set(vectors) != set(specs):
-            raise _refused("LABEL", f"vectors {sorted(vectors)} for task {task}", describe(specs))
+            raise _refused("LABEL", f"vectors {sorted(map(str, vectors))} for task {task}", describe(specs))
         for label, spec in specs.items():
             _verify(spec, vectors[label])
         payloads = {
@@ -117,7 +127,7 @@ def _verify(spec: VectorSpec, vector: Weighted) -> None:
     if defect is not None:
         words = {"DTYPE": "another number type", "SHAPE": "another length", "NAN": "NaN or infinity"}[defect]
         raise _refused(defect, f"{words} in '{spec.label}'", f"{spec.length} finite numbers of type {spec.dtype}")
-    if not 0 <= vector.weight < float("inf"):
+    if type(vector.weight) is not float or not 0 <= vector.weight < float("inf"):
         raise _refused(
             "WEIGHT", f"a weight of '{spec.label}' that is no finite number >= 0", "the site's record count, or 1"
         )

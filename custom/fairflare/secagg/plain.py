@@ -40,12 +40,15 @@ class _PlainSum(SecureSum):
     def check(self, payload: Payload) -> None:
         """Refuse another dtype, another shape, NaN or infinity, and weights outside [0, weight unit]."""
         defect = check_numbers(self.spec, payload.values)
-        if defect is None and not (math.isfinite(payload.weight) and 0 <= payload.weight <= self.weight_unit):
+        if defect is None and not self._may_weigh(payload.weight):
             defect = "WEIGHT"
         if defect is None and self._largest(payload) >= LIMIT:
             defect = "RANGE"
         if defect is not None:
             raise refusal(defect, self.spec)
+
+    def _may_weigh(self, weight: float) -> bool:
+        return 0 <= weight <= self.weight_unit and 0 < self.weight_unit < math.inf
 
     def _largest(self, payload: Payload) -> float:
         raise NotImplementedError
@@ -94,6 +97,9 @@ class PlainStatisticsSum(_PlainSum):
     def __init__(self, spec: VectorSpec) -> None:
         super().__init__(spec)
         self.rows: dict[str, Floats] = {}
+
+    def _may_weigh(self, weight: float) -> bool:
+        return weight == 1.0
 
     def _largest(self, payload: Payload) -> float:
         return float(np.abs(payload.values).max(initial=0.0)) * STATISTICS_SCALE

@@ -74,7 +74,8 @@ class SecureSum(ABC):
 
 def check_numbers(spec: VectorSpec, values: np.ndarray) -> str | None:
     """Say in a word what is wrong with ``values`` as a vector of ``spec``, or ``None``: DTYPE, SHAPE or NAN."""
-    if getattr(values, "dtype", None) != np.dtype(spec.dtype):
+    # A subclass (a masked array, for one) may answer these questions for other numbers than its bytes hold.
+    if type(values) is not np.ndarray or values.dtype != np.dtype(spec.dtype):
         return "DTYPE"
     if values.shape != (spec.length,):
         return "SHAPE"

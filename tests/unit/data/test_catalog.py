@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.data.plans import SECRET_FOLDER
 
 from fairflare.errors import CatalogError
 from fairflare.policy import DataCatalog, Entry, read_catalog, write_catalog
-from tests.unit.data.plans import SECRET_FOLDER
 
 Json = dict[str, Any]
 
@@ -108,11 +108,11 @@ BROKEN: dict[str, tuple[Callable[[Json], object], str]] = {
     "no_data_set": (change("data_sets", to={}), "FF-CAT-RULE"),
     "path_in_place_of_data_sets": (change("data_sets", to=SECRET_PATH), "FF-CAT-RULE"),
     "path_in_place_of_entry": (change(*SKIN, to=SECRET_PATH), "FF-CAT-RULE"),
-    "path_as_data_set_name": (lambda data: change("data_sets", SECRET_PATH, to=data["data_sets"]["skin"])(data), "FF-CAT-RULE"),
+    "path_as_data_set_name": (lambda data: {**data, "data_sets": {SECRET_PATH: None}}, "FF-CAT-RULE"),
     "path_as_key_of_entry": (change(*SKIN, SECRET_PATH, to=None), "FF-CAT-RULE"),
-    "path_as_site_name": (lambda data: {**data, "sites": {SECRET_PATH: data["data_sets"]}, "data_sets": None}, "FF-CAT-RULE"),
+    "path_as_site_name": (lambda data: {**data, "sites": {SECRET_PATH: {}}, "data_sets": None}, "FF-CAT-RULE"),
     "number_as_manifest": (change(*SKIN, "manifest", to=5), "FF-CAT-VALUE"),
-    "misspelt_key": (lambda data: change(*SKIN, "manifset", to=SECRET_PATH)(drop(*SKIN, "manifest")(data)), "FF-CAT-UNKNOWN-KEY"),
+    "misspelt_key": (lambda data: change(*SKIN, "manifset", to=SECRET_PATH)(data), "FF-CAT-UNKNOWN-KEY"),
     "opt_out_not_written_out": (drop(*SKIN, "opt_out"), "FF-CAT-MISSING-KEY"),
     "sites_not_written_out": (drop("sites"), "FF-CAT-MISSING-KEY"),
     "another_version": (change("format", to="fairflare/catalog/2"), "FF-CAT-VALUE"),

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlexFair against FedAvg on real patients: heart disease (four hospitals) and skin lesions (four sources).
+
+What is compared stands in ``real_study.json`` and in the shipped plans, committed before anybody looked at test data.
+
+1. Selection, on validation data only: every strength and every seed, through the local engine (one process per core).
+   Of the strengths whose mean AUC is at most ``auc_loss_allowed`` below FedAvg's, the one with the smallest gap.
+2. The chosen strength and FedAvg, every seed, through ``nvflare simulator``: one process per hospital. Each run must
+   verify, and its model must have the hash that the local engine found.
+3. One table over seeds, of test data: mean, standard deviation, paired difference with its 95 % t interval.
+
+Every run is in the table, also one that did not learn anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from fairflare import presets, schema
+from fairflare.data.manifest import load
+from fairflare.data.sources import SOURCES
+from fairflare.engine.local import run_local
+from fairflare.engine.verify import verify_run
+from fairflare.evaluation.report import summarise
+from fairflare.evaluation.statistics import paired_difference
+from fairflare.evaluation.summary import RunSummary
+from fairflare.flare.simulate import Simulation
+from fairflare.jobs import write_job
+from fairflare.plan import ImageInput, Plan, parse_plan
+from fairflare.policy import DataCatalog
+from fairflare.record import RunRecord, read_record
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- real study: begin -->", "<!-- real study: end -->"
+GAPS = {"equal_opportunity": "equal_opportunity_difference", "equalized_odds": "equalized_odds_difference"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration: a job's plan with a strength (``None``: FedAvg) and a seed."""
+
+    job: str
+    strength: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        strength = "" if self.strength is None else f"-strength-{self.strength:g}"
+        return f"{self.job}{strength}-seed-{self.seed}"
+
+    def plan(self) -> Plan:
+        data = json.loads(schema.pretty(presets.shipped(self.job)))
+        data["training"]["seed"] = self.seed
+        for penalty in data["method"].get("penalties", ()):
+            penalty["strength"] = self.strength
+        return parse_plan(json.dumps(data))
+
+
+def loaders(plan: Plan, catalog: DataCatalog) -> dict[str, Any]:
+    entries = {site: catalog.entry(site, plan.task.data_set) for site in catalog.site_names}
+    return {site: (lambda entry=entry: load(plan, entry)) for site, entry in entries.items()}
+
+
+def local_run(run: Run, catalog: DataCatalog, folder: Path) -> tuple[Run, float]:
+    """One run in this process (a worker of the pool), kept if it is there already."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    started = time.monotonic()
+    target = folder / run.name
+    if not ((target / "record.json").exists() and read_record(target).status == "complete"):
+        plan = run.plan()
+        run_local(plan, loaders(plan, catalog), target)
+    return run, time.monotonic() - started
+
+
+def flare_run(run: Run, catalog: DataCatalog, folder: Path, expected: str) -> RunRecord:
+    """One run through FLARE; it must verify and give the local engine's model."""
+    target = folder / run.name
+    sessions = sorted(target.glob("session-*/server/simulate_job/fairflare/record.json"))
+    if not sessions:
+        plan = run.plan()
+        simulation = Simulation(write_job(plan, target / "job"), target, catalog, catalog.site_names)
+        simulation.run()
+    record = verify_run(target)
+    if record.rounds[-1].model_sha256 != expected:
+        raise SystemExit(f"{run.name}: FLARE's model differs from the local engine's")
+    return record
+
+
+def gaps_of(summary: RunSummary, criteria: Sequence[tuple[str, str]]) -> list[float]:
+    values = []
+    for attribute, criterion in criteria:
+        found = next(one for one in summary.attributes if one.attribute == attribute)
+        value = found.gaps[GAPS[criterion]].value
+        values.append(float("nan") if value is None else value)
+    return values
+
+
+def criteria_of(job: str) -> list[tuple[str, str]]:
+    return [(one.attribute, one.criterion) for one in presets.shipped(job).method.penalties]
+
+
+def overall(summary: RunSummary, metric: str) -> float:
+    value = summary.overall.metrics[metric].value
+    return float("nan") if value is None else value
+
+
+def choose(job: str, by_strength: dict[float, list[RunSummary]], baseline: list[RunSummary], allowed: float) -> float:
+    """The rule of the module's docstring; sees validation summaries only."""
+    if any(one.split != "validation" for many in [*by_strength.values(), baseline] for one in many):
+        raise ValueError("selection must not see test data")
+    mean = {strength: _mean(overall(one, "roc_auc") for one in many) for strength, many in by_strength.items()}
+    floor = _mean(overall(one, "roc_auc") for one in baseline) - allowed
+    able = [strength for strength in by_strength if mean[strength] >= floor] or [min(by_strength)]
+    criteria = criteria_of(job)
+    gap = {s: _mean(_mean(gaps_of(one, criteria)) for one in by_strength[s]) for s in able}
+    return min(able, key=lambda strength: (gap[strength], strength))
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def study_task(task: dict[str, Any], settings: dict[str, Any], out: Path, workers: int) -> list[str]:
+    catalog = SOURCES[task["source"]](data_folder() / task["source"], _made(out / "data" / task["source"]))
+    check_committed(task)
+    seeds = settings["seeds"]
+    base = [Run(task["baseline"], None, seed) for seed in seeds]
+    tried = [Run(one["job"], s, seed) for one in task["candidates"] for s in one["strengths"] for seed in seeds]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(local_run, run, catalog, out / "local") for run in [*base, *tried]]
+        for number, future in enumerate(futures, 1):
+            run, seconds = future.result()
+            print(f"  local {number:>2}/{len(futures)} {run.name}: {seconds:.0f} s", flush=True)
+    records = {run: read_record(out / "local" / run.name) for run in [*base, *tried]}
+    validation = {run: summarise(record, "validation", resamples=200) for run, record in records.items()}
+    lines: list[str] = []
+    for candidate in task["candidates"]:
+        job = candidate["job"]
+        by = {s: [validation[Run(job, s, seed)] for seed in seeds] for s in candidate["strengths"]}
+        chosen = choose(job, by, [validation[run] for run in base], settings["auc_loss_allowed"])
+        print(f"  {job}: strength {chosen:g} chosen on validation data", flush=True)
+        pairs = []
+        for seed in seeds:
+            both = []
+            for run in (Run(task["baseline"], None, seed), Run(job, chosen, seed)):
+                started = time.monotonic()
+                record = flare_run(run, catalog, out / "flare", records[run].rounds[-1].model_sha256)
+                print(f"  FLARE {run.name}: {time.monotonic() - started:.0f} s, same model as locally", flush=True)
+                both.append(summarise(record, "test", resamples=200))
+            pairs.append((both[0], both[1]))
+        lines += table(task, job, chosen, pairs)
+    return lines
+
+
+def check_committed(task: dict[str, Any]) -> None:
+    """The shipped plans must be what the study's file says."""
+    for job in [task["baseline"], *(one["job"] for one in task["candidates"])]:
+        plan = presets.shipped(job)
+        given = plan.task.input
+        size = [given.height, given.width] if isinstance(given, ImageInput) else None
+        if plan.training.rounds != task["rounds"] or size != task["image"]:
+            raise SystemExit(f"{job}: rounds or image size differ from real_study.json")
+
+
+def table(task: dict[str, Any], job: str, strength: float, pairs: list[tuple[RunSummary, RunSummary]]) -> list[str]:
+    """Lines of the README's table for one method against FedAvg, of test data."""
+
+    def worst(summary: RunSummary, attribute: str) -> float:
+        found = next(one for one in summary.attributes if one.attribute == attribute).worst.get("balanced_accuracy")
+        return float("nan") if found is None or found.value.value is None else found.value.value
+
+    rows = [("AUC", lambda s: overall(s, "roc_auc")), ("balanced accuracy", lambda s: overall(s, "balanced_accuracy"))]
+    for attribute, criterion in criteria_of(job):
+        words = GAPS[criterion].replace("_", " ")
+        rows.append((f"{words} by {attribute}", lambda s, a=attribute, c=criterion: gaps_of(s, [(a, c)])[0]))
+        rows.append((f"worst group's balanced accuracy by {attribute}", lambda s, a=attribute: worst(s, a)))
+    lines = []
+    for words, value in rows:
+        first, second = ([value(pair[side]) for pair in pairs] for side in (0, 1))
+        result = paired_difference(first, second)
+        spread = [0.0 if sd is None else sd for sd in (result.sd_baseline, result.sd_other)]
+        interval = "" if result.low is None or result.high is None else f" [{result.low:+.3f}, {result.high:+.3f}]"
+        lines.append(
+            f"| {task['data_set']} | {job} ({strength:g}) | {words} | {result.mean_baseline:.3f} ± {spread[0]:.3f} "
+            f"| {result.mean_other:.3f} ± {spread[1]:.3f} | {result.difference:+.3f}{interval} |"
+        )
+    return lines
+
+
+def data_folder() -> Path:
+    folder = Path(os.environ.get("FAIRFLARE_DATA") or HERE.parents[1] / "shared" / "data")
+    if not folder.is_dir():
+        raise SystemExit("no folder of public data sets: set FAIRFLARE_DATA (poc/README.md says how it is laid out)")
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def put_into(readme: Path, lines: list[str]) -> None:
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=HERE.parent / "runs" / "real", help="folder; runs that are done stay"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the selection")
+    parser.add_argument("--readme", type=Path, help="put the table into this file, between its marks")
+    arguments = parser.parse_args()
+    settings = json.loads((HERE / "real_study.json").read_text(encoding="utf-8"))
+    started = time.monotonic()
+    lines = []
+    for task in settings["tasks"]:
+        print(f"{task['data_set']}: {task['rounds']} rounds, seeds {settings['seeds']}", flush=True)
+        lines += study_task(task, settings, _made(arguments.out.resolve()), arguments.workers)
+    minutes = (time.monotonic() - started) / 60
+    today = datetime.now(tz=timezone.utc).date().isoformat()
+    head = [
+        f"`make real`, {today}, {len(settings['seeds'])} seeds, {minutes:.0f} minutes, test data, mean ± standard "
+        "deviation over seeds; difference with its 95 % t interval:",
+        "",
+        "| data | job (strength) | metric | FedAvg | FlexFair | paired difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    text = [*head, *lines]
+    (arguments.out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    print("\n".join(text))
+    if arguments.readme:
+        put_into(arguments.readme, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fairflare report``: it finds records, compares with the right one and writes what was asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from tests.unit.evaluation.records import draw, flexfair, make_plan, make_record
+from typer.testing import CliRunner, Result
+
+from fairflare.cli.report import find_record, report
+from fairflare.errors import RunError
+from fairflare.record import write_record
+
+APP = typer.Typer()
+APP.command()(report)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(APP, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of two runs."""
+    first, second = tmp_path / "first", tmp_path / "second" / "deep" / "inside"
+    for folder, plan in ((first, make_plan()), (second, make_plan(name="skin_flexfair", method=flexfair()))):
+        folder.mkdir(parents=True)
+        write_record(folder, make_record(plan, draw()))
+    return first, tmp_path / "second"
+
+
+def test_one_run(runs: tuple[Path, Path]) -> None:
+    result = invoke(runs[0])
+    assert result.exit_code == 0, result.output
+    assert "Run skin_fedavg: fedavg" in result.output
+    assert max(map(len, result.output.splitlines())) <= 100
+    assert "Run skin_fedavg" in invoke(runs[0] / "record.json", "--split", "validation").output
+
+
+def test_the_first_of_several_is_the_baseline(runs: tuple[Path, Path]) -> None:
+    assert "Comparison with skin_fedavg" in invoke(*runs).output
+    assert "Comparison with skin_flexfair" in invoke(*runs, "--baseline", runs[1]).output
+    assert "Comparison with skin_flexfair" in invoke(runs[0], "--baseline", runs[1]).output
+
+
+def test_runs_of_one_plan_are_told_apart(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    write_record(again, make_record(make_plan(), draw(seed=9)))
+    assert "skin_fedavg #2" in invoke(runs[0], again).output
+
+
+def test_files_are_written(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    table, data = tmp_path / "table.csv", tmp_path / "report.json"
+    result = invoke(*runs, "--csv", table, "--json", data)
+    assert result.exit_code == 0, result.output
+    assert table.read_text(encoding="utf-8").startswith("run,split,attribute,group,metric,n,value,low,high,note\n")
+    assert len(json.loads(data.read_text(encoding="utf-8"))["comparisons"]) == 1
+    assert "written: " in result.output
+
+
+def test_the_newest_record_under_a_folder_is_taken(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "old")):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "record.json"
+        file.write_text("{}", encoding="utf-8")
+        os.utime(file, (1000 - age, 1000 - age))
+    assert find_record(tmp_path) == tmp_path / "new" / "record.json"
+    (tmp_path / "record.json").write_text("{}", encoding="utf-8")
+    assert find_record(tmp_path) == tmp_path / "record.json"
+
+
+def test_a_folder_without_a_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="FF-RUN-NOT-FOUND"):
+        find_record(tmp_path)
+    with pytest.raises(RunError, match="FF-RUN-NOT-FOUND"):
+        find_record(tmp_path / "absent")
+
+
+def test_importing_the_command_loads_neither_scipy_nor_torch() -> None:
+    code = "import sys, fairflare.cli.report; print(*{'scipy', 'torch', 'nvflare'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

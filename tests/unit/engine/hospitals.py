@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small hospitals in memory, and plans for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fairflare import presets, schema
+from fairflare.data.manifest import Records, SiteData
+from fairflare.plan import Plan, parse_plan
+
+FEATURES = 13
+
+
+def records(n: int, seed: int, shift: float = 0.0) -> Records:
+    """Tables that differ between hospitals (``shift``) and between groups; some attributes are missing."""
+    random = np.random.default_rng(seed)
+    sex, age = random.integers(-1, 2, n), random.integers(0, 2, n)
+    values = random.normal(size=(n, FEATURES)) + shift
+    logit = values[:, 0] - values[:, 1] * np.where(sex == 0, -0.5, 1.0) + 0.5 * age
+    labels = (random.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)
+    inputs = np.concatenate([values, np.ones_like(values)], axis=1).astype(np.float32)
+    return Records(inputs, labels, {"sex": sex.astype(np.int64), "age": age.astype(np.int64)})
+
+
+def hospital(n: int, seed: int, shift: float = 0.0) -> SiteData:
+    """Training, validation and test records of one hospital."""
+    return SiteData(records(n, seed, shift), records(n // 3, seed + 1, shift), records(n // 3, seed + 2, shift), 0)
+
+
+def four() -> dict[str, Callable[[], SiteData]]:
+    """Four hospitals of different sizes."""
+    sizes = {"amber": 40, "beryl": 64, "coral": 25, "dune": 51}
+    return {name: (lambda n=n, k=k: hospital(n, 100 * k, 0.3 * k)) for k, (name, n) in enumerate(sizes.items())}
+
+
+def plan(method: dict[str, Any], **changes: Any) -> Plan:
+    """The heart plan with another method; ``changes`` name fields of ``training``, ``federation`` or ``cells``."""
+    data = json.loads(schema.pretty(presets.heart("test", presets.FEDAVG)))
+    data["method"] = method
+    return changed(data, **changes)
+
+
+def changed(data: dict[str, Any], **changes: Any) -> Plan:
+    """A plan from its JSON form with some fields replaced."""
+    for name, value in changes.items():
+        part = next(data[one] for one in ("training", "federation", "cells", "evaluation") if name in data[one])
+        part[name] = value
+    return parse_plan(json.dumps(data))
+
+
+SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-3, "state": "keep"}
+PLAIN_SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "state": "keep"}
+ADAMW = {
+    "name": "adamw", "lr": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01, "state": "keep",
+}  # fmt: skip

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plan.json: what is refused and how, the canonical form and its hash."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from fairflare import presets, schema
+from fairflare.errors import PlanError
+from fairflare.methods import METHODS
+from fairflare.plan import Plan, parse_plan
+
+HEART = json.loads(schema.pretty(presets.shipped("heart_flexfair")))
+SKIN = json.loads(schema.pretty(presets.shipped("skin_flexfair")))
+
+
+def at(data: dict[str, Any], path: str) -> tuple[Any, Any]:
+    *parents, last = path.split(".")
+    for name in parents:
+        data = data[int(name)] if name.isdigit() else data[name]
+    return data, int(last) if last.isdigit() else last
+
+
+def setting(path: str, value: Any, base: dict[str, Any] = HEART) -> str:
+    data = copy.deepcopy(base)
+    parent, key = at(data, path)
+    parent[key] = value
+    return json.dumps(data)
+
+
+def without(path: str) -> str:
+    data = copy.deepcopy(HEART)
+    parent, key = at(data, path)
+    del parent[key]
+    return json.dumps(data)
+
+
+def renamed(path: str, new: str) -> str:
+    data = copy.deepcopy(HEART)
+    parent, key = at(data, path)
+    parent[new] = parent.pop(key)
+    return json.dumps(data)
+
+
+PENALTY = HEART["method"]["penalties"][0]
+METHOD = HEART["method"]
+FEATURES = HEART["task"]["input"]["features"]
+STEP = {**METHOD, "refresh": "step"}
+
+
+def two(path: str, value: Any, path2: str, value2: Any) -> str:
+    data = json.loads(setting(path, value))
+    parent, key = at(data, path2)
+    parent[key] = value2
+    return json.dumps(data)
+
+
+#: Defect -> (text of the plan, code, a word that the message must hold).
+BROKEN: dict[str, tuple[str, str, str]] = {
+    "not JSON": ("{", "FF-PLAN-JSON", "not valid JSON"),
+    "a list": ("[]", "FF-PLAN-VALUE", "top level"),
+    "empty": ("", "FF-PLAN-JSON", "not valid JSON"),
+    "a key twice": ('{"name": "a", "name": "b"}', "FF-PLAN-JSON", "written twice"),
+    "NaN": (setting("training.seed", float("nan")), "FF-PLAN-JSON", "NaN"),
+    "infinity": (setting("federation.task_timeout_seconds", float("inf")), "FF-PLAN-JSON", "Infinity"),
+    "number too large for a float": (
+        setting("training.optimizer.lr", 0.5).replace("0.5, \"momentum", "1e999, \"momentum"), "FF-PLAN-VALUE", "lr",
+    ),
+    "misspelt key": (renamed("training.rounds", "round"), "FF-PLAN-UNKNOWN-KEY", "'rounds'"),
+    "misspelt key at the top": (renamed("method", "methods"), "FF-PLAN-UNKNOWN-KEY", "'method'"),
+    "misspelt key in a penalty": (renamed("method.penalties.0.strength", "lambda"), "FF-PLAN-UNKNOWN-KEY", "lambda"),
+    "missing field": (without("training.seed"), "FF-PLAN-MISSING-KEY", "training.seed"),
+    "missing null": (without("differential_privacy"), "FF-PLAN-MISSING-KEY", "differential_privacy"),
+    "text for a number": (setting("training.rounds", "20"), "FF-PLAN-VALUE", "training.rounds"),
+    "truth for a number": (setting("training.rounds", True), "FF-PLAN-VALUE", "training.rounds"),
+    "fraction for a count": (setting("training.rounds", 2.5), "FF-PLAN-VALUE", "training.rounds"),
+    "no rounds": (setting("training.rounds", 0), "FF-PLAN-VALUE", "training.rounds"),
+    "negative learning rate": (setting("training.optimizer.lr", -0.1), "FF-PLAN-VALUE", "lr"),
+    "nesterov without momentum": (
+        two("training.optimizer.nesterov", True, "training.optimizer.momentum", 0.0), "FF-PLAN-RULE", "momentum",
+    ),
+    "unknown optimiser": (setting("training.optimizer.name", "lion"), "FF-PLAN-VALUE", "optimizer"),
+    "seed of another size": (setting("training.seed", 2**32), "FF-PLAN-VALUE", "seed"),
+    "path as data set": (setting("task.data_set", "/data/heart"), "FF-PLAN-VALUE", "data_set"),
+    "same label twice": (setting("task.labels", ["absent", "absent"]), "FF-PLAN-RULE", "label"),
+    "three labels": (setting("task.labels", ["a", "b", "c"]), "FF-PLAN-VALUE", "labels"),
+    "feature twice": (setting("task.input.features.1", FEATURES[0]), "FF-PLAN-RULE", "feature"),
+    "feature of scale zero": (setting("task.input.features.0.scale", 0.0), "FF-PLAN-VALUE", "scale"),
+    "attribute twice": (setting("attributes.1", HEART["attributes"][0]), "FF-PLAN-RULE", "attribute"),
+    "feature that is the label": (setting("task.input.features.0.name", "label"), "FF-PLAN-RULE", "label"),
+    "attribute that is the patient": (setting("attributes.0.name", "patient"), "FF-PLAN-RULE", "patient"),
+    "attribute with one value": (setting("attributes.0.values", ["female"]), "FF-PLAN-VALUE", "values"),
+    "attribute named hospital": (setting("attributes.0.name", "hospital"), "FF-PLAN-RULE", "reserved"),
+    "value twice": (setting("attributes.0.values", ["male", "male"]), "FF-PLAN-RULE", "male"),
+    "too many edges": (setting("attributes.1.edges", [40.0, 60.0]), "FF-PLAN-RULE", "edges"),
+    "edges out of order": (
+        two("attributes.1.values", ["a", "b", "c"], "attributes.1.edges", [60.0, 40.0]), "FF-PLAN-RULE", "order",
+    ),
+    "negative minimum cell": (setting("cells.minimum", -1), "FF-PLAN-VALUE", "minimum"),
+    "no site needed for a cell": (setting("cells.sites", 0), "FF-PLAN-VALUE", "sites"),
+    "table for a convolutional network": (
+        setting("model", {"name": "cnn", "widths": [16]}), "FF-PLAN-RULE", "mlp",
+    ),
+    "network from a class path": (setting("model", {"name": "os.system"}), "FF-PLAN-VALUE", "model"),
+    "more halvings than pixels": (
+        setting("model.widths", [8] * 7, SKIN), "FF-PLAN-RULE", "halvings",
+    ),
+    "two means for three channels": (setting("task.input.mean", [0.5, 0.5], SKIN), "FF-PLAN-RULE", "channels"),
+    "image without pixels": (setting("task.input.height", 0, SKIN), "FF-PLAN-VALUE", "height"),
+    "unknown method": (setting("method", {"name": "fedmagic"}), "FF-PLAN-VALUE", "method"),
+    "unknown criterion": (setting("method.penalties.0.criterion", "dp"), "FF-PLAN-VALUE", "criterion"),
+    "no penalty": (setting("method.penalties", []), "FF-PLAN-VALUE", "penalties"),
+    "same penalty twice": (setting("method.penalties", [PENALTY, PENALTY]), "FF-PLAN-RULE", "twice"),
+    "penalty on an undeclared attribute": (setting("method.penalties.0.attribute", "race"), "FF-PLAN-RULE", "race"),
+    "negative strength": (setting("method.penalties.0.strength", -1.0), "FF-PLAN-VALUE", "strength"),
+    "three weights for two groups": (setting("method.penalties.0.weights", [0.2, 0.3, 0.5]), "FF-PLAN-RULE", "weights"),
+    "weights of zero": (setting("method.penalties.0.weights", [0.0, 0.0]), "FF-PLAN-RULE", "zero"),
+    "fixed weights of hospitals": (
+        two("method.penalties.0.attribute", "hospital", "method.penalties.0.weights", [0.5, 0.5]),
+        "FF-PLAN-RULE", "hospital",
+    ),
+    "mean of the bounded form": (
+        two("method.penalties.0.form", "bounded", "method.penalties.0.reduction", "mean"), "FF-PLAN-RULE", "bounded",
+    ),
+    "minimum weight above one": (setting("method.min_weight", 1.5), "FF-PLAN-VALUE", "min_weight"),
+    "maximum weight below one": (setting("method.max_weight", 0.5), "FF-PLAN-VALUE", "max_weight"),
+    "lock step with ragged epochs": (setting("method", STEP), "FF-PLAN-RULE", "step"),
+    "lock step with a minimum cell": (two("method", STEP, "cells.minimum", 11), "FF-PLAN-RULE", "minimum cell"),
+    "protection that does not exist yet": (setting("protection.update", "masked"), "FF-PLAN-VALUE", "protection"),
+    "differential privacy without accounting": (
+        setting("differential_privacy", {"epsilon": 1.0}), "FF-PLAN-VALUE", "differential_privacy",
+    ),
+    "no site needed": (setting("federation.min_sites", 0), "FF-PLAN-VALUE", "min_sites"),
+    "no time for a task": (setting("federation.task_timeout_seconds", 0.0), "FF-PLAN-VALUE", "task_timeout"),
+    "odd number of score bins": (setting("evaluation.score_bins", 201), "FF-PLAN-VALUE", "score_bins"),
+    "too few score bins": (setting("evaluation.score_bins", 10), "FF-PLAN-VALUE", "score_bins"),
+    "another format": (setting("format", "fairflare/plan/9"), "FF-PLAN-VALUE", "format"),
+    "name that is a path": (setting("name", "../x"), "FF-PLAN-VALUE", "name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", BROKEN)
+def test_a_broken_plan_is_refused_with_code_got_expected_and_next_step(defect):
+    text, code, word = BROKEN[defect]
+    with pytest.raises(PlanError) as caught:
+        parse_plan(text)
+    assert caught.value.code == code
+    assert word in caught.value.got
+    assert caught.value.expected
+    assert caught.value.next_step
+    assert caught.value.code in str(caught.value)
+
+
+def test_there_are_many_broken_plans():
+    assert len(BROKEN) >= 50
+
+
+@pytest.mark.parametrize("name", presets.JOBS)
+def test_a_shipped_plan_reads_back_as_itself(name):
+    plan = presets.shipped(name)
+    assert parse_plan(schema.pretty(plan)) == plan
+    assert parse_plan(schema.canonical(plan).decode()).sha256 == plan.sha256
+
+
+@given(st.randoms())
+def test_the_hash_does_not_depend_on_the_order_of_keys_or_on_spaces(random):
+    def shuffled(value: Any) -> Any:
+        if isinstance(value, dict):
+            keys = list(value)
+            random.shuffle(keys)
+            return {key: shuffled(value[key]) for key in keys}
+        return [shuffled(item) for item in value] if isinstance(value, list) else value
+
+    text = json.dumps(shuffled(HEART), indent=random.choice([None, 1, 4]))
+    assert parse_plan(text).sha256 == presets.shipped("heart_flexfair").sha256
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("training.seed", 1), ("training.rounds", 21), ("method.penalties.0.strength", 1.5), ("method.max_weight", None),
+     ("attributes.1.edges", [61.0]), ("cells.minimum", 1), ("federation.min_sites", 2)],
+)  # fmt: skip
+def test_every_change_of_a_field_changes_the_hash(path, value):
+    assert parse_plan(setting(path, value)).sha256 != presets.shipped("heart_flexfair").sha256
+
+
+def test_a_number_written_as_an_integer_is_the_same_plan():
+    assert parse_plan(setting("method.penalties.0.strength", 1)).sha256 == presets.shipped("heart_flexfair").sha256
+
+
+def test_a_plan_cannot_be_changed():
+    plan = presets.shipped("heart_fedavg")
+    with pytest.raises(ValueError, match="frozen"):
+        plan.name = "other"
+
+
+def models_below(kind: type[BaseModel], seen: set[type[BaseModel]] | None = None) -> set[type[BaseModel]]:
+    seen = set() if seen is None else seen
+    if kind in seen:
+        return seen
+    seen.add(kind)
+    for field in kind.model_fields.values():
+        stack = [field.annotation]
+        while stack:
+            one = stack.pop()
+            if isinstance(one, type) and issubclass(one, BaseModel):
+                models_below(one, seen)
+            stack.extend(getattr(one, "__args__", ()))
+    return seen
+
+
+def test_no_field_of_a_plan_has_a_default():
+    """No silent defaults: whatever a plan does not say is refused, so a reviewer sees every choice."""
+    kinds = models_below(Plan)
+    assert len(kinds) >= 18
+    for kind in kinds:
+        assert all(field.is_required() for field in kind.model_fields.values()), kind
+
+
+def test_every_method_can_be_named_in_a_plan():
+    names = {"fedavg": presets.FEDAVG, "flexfair": METHOD}
+    assert set(names) == set(METHODS)
+    for name, method in names.items():
+        assert parse_plan(setting("method", method)).method.name == name
+
+
+def test_the_official_preset_names_the_authors_choices():
+    official = presets.flexfair(presets.penalty("sex", "demographic_parity", 2.0), preset="official")
+    data = json.loads(setting("method", official))
+    data["training"]["batch"] = {"unit": "batches_per_epoch", "amount": 5}
+    method = parse_plan(json.dumps(data)).method
+    assert method.lock_step
+    assert method.scaling == "official"
+    assert method.penalties[0].criterion == "equalized_odds"
+    assert method.penalties[0].reduction == "mean"
+    assert method.min_weight is method.max_weight is None
