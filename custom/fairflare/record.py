@@ -220,6 +220,24 @@ def read_record(path: Path) -> RunRecord:
     return schema.read(RunRecord, file, error=RunError, what="record")
 
 
+def find_record(run: Path) -> Path:
+    """The record of a run: ``run`` itself, the one in it, or the newest one anywhere under it."""
+    if run.is_file():
+        return run
+    if (run / FILE_NAME).is_file():
+        return run / FILE_NAME
+    found = sorted(run.rglob(FILE_NAME), key=lambda file: (file.stat().st_mtime_ns, str(file)))
+    if not found:
+        raise RunError(
+            "FF-RUN-NO-RECORD",
+            got="a folder without a record.json, in it or below",
+            expected="a run's folder, a FLARE workspace or a record",
+            next_step="name the folder that 'fairflare run' wrote; if it is this one, the job ended before its first "
+            "phase: read the server's log",
+        )
+    return found[-1]
+
+
 def changed(record: RunRecord, **fields: Any) -> RunRecord:
     """A copy of ``record`` with some fields replaced."""
     return record.model_copy(update=fields)

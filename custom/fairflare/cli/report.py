@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairflare.errors import RunError
-from fairflare.record import FILE_NAME, read_record
+from fairflare.record import find_record, read_record
 
 if TYPE_CHECKING:
     from fairflare.evaluation.summary import RunSummary
@@ -73,20 +72,3 @@ def _summaries(runs: list[Path], split: SplitName) -> list[RunSummary]:
         name = plan if used[plan] == 1 else f"{plan} #{used[plan]}"
         result.append(summarise(record, "test" if split is SplitName.test else "validation", name=name))
     return result
-
-
-def find_record(run: Path) -> Path:
-    """The record of a run: ``run`` itself, the one in it, or the newest one anywhere under it."""
-    if run.is_file():
-        return run
-    if (run / FILE_NAME).is_file():
-        return run / FILE_NAME
-    found = sorted(run.rglob(FILE_NAME), key=lambda file: (file.stat().st_mtime, str(file)))
-    if not found:
-        raise RunError(
-            "FF-RUN-NOT-FOUND",
-            got=f"no {FILE_NAME} at or under '{run}'",
-            expected="a run's folder or its record",
-            next_step="name the folder that 'fairflare run' wrote, or wait for the end of the run's first round",
-        )
-    return found[-1]

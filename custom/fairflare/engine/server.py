@@ -83,6 +83,7 @@ class Coordinator:
         if start.earlier is not None and start.earlier[1] is not None:
             self.model = start.earlier[1]
             self.store.keep(self.model)  # the record of this session names it before there is a newer one
+        self._sha256 = vector_sha256(self.model)
         self._missed: dict[str, int] = {}
         self._records = 0.0
         self._refusals: list[Refusal] = []
@@ -128,7 +129,7 @@ class Coordinator:
         numbers: Mapping[str, float] | None = None,
     ) -> Iterator[Phase]:
         """Yield one phase; afterwards its collector is ``self._last`` and sites without an answer are noted."""
-        text = {} if task == JOIN else {"model_sha256": vector_sha256(self.model)}
+        text = {} if task == JOIN else {"model_sha256": self._sha256}
         message = Message(
             task, number, step, self.start.session, self.plan.sha256, vectors or {}, numbers or {}, text
         )  # fmt: skip
@@ -212,6 +213,7 @@ class Coordinator:
                 expected="finite numbers",
                 next_step="lower the learning rate or the penalty's strength in the plan",
             )
+        self._sha256 = vector_sha256(self.model)
         for site in participants[TRAIN]:
             self._missed[site] = 0
         sums = dict(zip(("loss", "records", "at_minimum", "at_maximum"), trained["training_sums"].total, strict=True))
@@ -225,7 +227,7 @@ class Coordinator:
             at_minimum=float(sums["at_minimum"]), at_maximum=float(sums["at_maximum"]),
             penalties=tuple(describe.penalty_record(state) for state in states),
             validation=describe.group_lines(self.plan, self._evaluation(validation)),
-            seconds=seconds, model_sha256=vector_sha256(self.model),
+            seconds=seconds, model_sha256=self._sha256,
         )  # fmt: skip
         self.record = changed(self.record, rounds=(*self.record.rounds, line))
         self.store.save(self.record, self.model)
@@ -242,7 +244,7 @@ class Coordinator:
         opened, participants = self._last.opened(), self._last.accepted
         yield from self._phase(FINISH, number, participants)
         final = Final(
-            model_sha256=vector_sha256(self.model),
+            model_sha256=self._sha256,
             participants=participants,
             refusals=tuple(self._refusals),
             validation=cells_from_sums(self.plan, self._evaluation(opened["validation_sums"])),

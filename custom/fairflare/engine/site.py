@@ -42,6 +42,7 @@ class _Round:
 
     number: int
     model: Vector
+    model_sha256: str
     own: dict[Measure, Sums]
     batches: Iterator[Integers]
     step: int = 0
@@ -151,7 +152,7 @@ class Site:
         if self.layout.method.measures():
             own = self._sums(trainer.scores(data.training), data.training)
             vectors["risk_sums"] = Weighted(pack(self.layout.method.measures(), own))
-        self._round = _Round(message.round, model, own, trainer.batches(message.round))
+        self._round = _Round(message.round, model, vector_sha256(model), own, trainer.batches(message.round))
         return vectors
 
     def _sums(self, scores: Scores, records: Records) -> dict[Measure, Sums]:
@@ -182,7 +183,7 @@ class Site:
             raise _refused(
                 "MODEL", f"task {message.task} of a round whose model this site did not get", "measure first"
             )
-        if message.text.get("model_sha256") != vector_sha256(current.model):
+        if message.text.get("model_sha256") != current.model_sha256:
             raise _refused("MODEL", "another model than the one measured", "the same model in measure and train")
         return current
 

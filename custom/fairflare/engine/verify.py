@@ -19,7 +19,7 @@ from fairflare.fairness.penalty import group_weights, penalty_gradient, penalty_
 from fairflare.methods import METHODS, FlexFair, Penalty
 from fairflare.models import initial_vector, vector_sha256
 from fairflare.plan import Plan, read_plan
-from fairflare.record import FILE_NAME, PenaltyRecord, RoundRecord, RunRecord, read_record
+from fairflare.record import FILE_NAME, PenaltyRecord, RoundRecord, RunRecord, find_record, read_record
 
 TOLERANCE = 1e-9
 _SPLITS: Final[tuple[Literal["validation", "test"], ...]] = ("validation", "test")
@@ -33,24 +33,9 @@ class Defect:
     text: str
 
 
-def find_record_folder(path: Path) -> Path:
-    """The folder of the newest record at or below ``path`` (a run's folder, a FLARE workspace, a record's folder)."""
-    if path.is_file():
-        return path.parent
-    found = sorted(path.rglob(FILE_NAME), key=lambda file: file.stat().st_mtime_ns) if path.is_dir() else []
-    if not found:
-        raise RunError(
-            "FF-RUN-NO-RECORD",
-            got="a folder without a record.json",
-            expected="the workspace of a run whose server wrote its record",
-            next_step="read the server's log: the job ended before its first phase, or this is another folder",
-        )
-    return found[-1].parent
-
-
 def verify_run(path: Path) -> RunRecord:
     """The record of the run at ``path``; raises :class:`RunError` ``FF-RUN-VERIFY`` with all that is wrong with it."""
-    folder = find_record_folder(path)
+    folder = find_record(path).parent
     record = read_record(folder)
     defects = list(check_run(folder, record))
     if defects:

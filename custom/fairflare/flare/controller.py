@@ -22,6 +22,7 @@ from nvflare.apis.workspace import Workspace
 
 from fairflare.engine import local
 from fairflare.engine.describe import record_sha256
+from fairflare.engine.messages import JOIN
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.store import read_checkpoint
 from fairflare.errors import FairFlareError
@@ -34,6 +35,8 @@ from fairflare.plan import read_plan
 from fairflare.record import Reason, RunRecord
 
 _CHECK_PERIOD = 0.05
+#: Seconds that sites get on top of the plan's deadline to start their processes, before their first task.
+_STARTING = 60.0
 
 
 class FairFlareController(Controller):  # type: ignore[misc]
@@ -103,7 +106,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
         task = Task(
             name=message.task,
             data=wire.encode_message(message),
-            timeout=math.ceil(phase.timeout),
+            timeout=math.ceil(phase.timeout + (_STARTING if message.task == JOIN else 0.0)),
             result_received_cb=self._received,
         )
         with self._lock:

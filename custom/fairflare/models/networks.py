@@ -52,7 +52,9 @@ def resnet18(channels: int, classes: int) -> nn.Module:
     network = ResNet(
         _OutOfPlaceBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=lambda width: nn.GroupNorm(32, width)
     )
-    network.relu = nn.ReLU(inplace=False)
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
     if channels != 3:
         network.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     result: nn.Module = network

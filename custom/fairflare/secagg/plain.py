@@ -8,6 +8,7 @@ accumulator whatever the number of sites), statistics with a correctly rounded f
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import numpy as np
 
@@ -50,8 +51,9 @@ class _PlainSum(SecureSum):
     def _may_weigh(self, weight: float) -> bool:
         return 0 <= weight <= self.weight_unit and 0 < self.weight_unit < math.inf
 
+    @abstractmethod
     def _largest(self, payload: Payload) -> float:
-        raise NotImplementedError
+        """The payload's largest number, in the unit in which :data:`LIMIT` counts."""
 
     def add(self, site: str, payload: Payload) -> None:
         """Add one site's vector."""
@@ -60,8 +62,9 @@ class _PlainSum(SecureSum):
         self._add(site, payload)
         self.weights[site] = payload.weight
 
+    @abstractmethod
     def _add(self, site: str, payload: Payload) -> None:
-        raise NotImplementedError
+        """Add a payload that was checked."""
 
     def _opened(self, total: Floats) -> Opened:
         sites = tuple(sorted(self.weights))

@@ -14,9 +14,9 @@ import typer
 from tests.unit.evaluation.records import draw, flexfair, make_plan, make_record
 from typer.testing import CliRunner, Result
 
-from fairflare.cli.report import find_record, report
+from fairflare.cli.report import report
 from fairflare.errors import RunError
-from fairflare.record import write_record
+from fairflare.record import find_record, write_record
 
 APP = typer.Typer()
 APP.command()(report)
@@ -78,9 +78,9 @@ def test_the_newest_record_under_a_folder_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_record_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="FF-RUN-NOT-FOUND"):
+    with pytest.raises(RunError, match="FF-RUN-NO-RECORD"):
         find_record(tmp_path)
-    with pytest.raises(RunError, match="FF-RUN-NOT-FOUND"):
+    with pytest.raises(RunError, match="FF-RUN-NO-RECORD"):
         find_record(tmp_path / "absent")
 
 

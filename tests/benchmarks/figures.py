@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One figure of the benchmark: what was measured, in this run, against which aim; and the tables made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+HEADINGS = ("what", "figure", "aim", "verdict", "remark")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line.
+
+    Attributes
+    ----------
+    section, subject, key
+        Where it belongs; together the figure's name.
+    what
+        The same in words.
+    value, unit
+        The figure itself; ``low`` and ``high`` are the smallest and the largest of the repeats behind it.
+    most
+        Aim: the figure shall be at most this, in the same unit; ``None`` where there is no aim.
+    remark
+        How it was measured, if the words do not say so.
+    """
+
+    section: str
+    subject: str
+    key: str
+    what: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    most: float | None = None
+    remark: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``met``, ``not met``, or ``-`` where there is no aim."""
+        if self.most is None:
+            return "-"
+        return "met" if self.value <= self.most else "not met"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line's cells under :data:`HEADINGS`."""
+        figure = f"{_short(self.value)} {self.unit}".strip()
+        if self.low is not None and self.high is not None:
+            figure += f" [{_short(self.low)} to {_short(self.high)}]"
+        aim = "-" if self.most is None else f"<= {_short(self.most)} {self.unit}".strip()
+        return (f"{self.subject}: {self.what}", figure, aim, self.verdict, self.remark)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest, as a figure's fields."""
+    return {"value": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def _short(number: float) -> str:
+    if number == 0:
+        return "0"
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+
+
+def machine(command: str) -> dict[str, Any]:
+    """What a figure depends on besides the code."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": _cpu_model(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "torch": torch.__version__,
+        "torch_threads": "1 per site and per worker",
+        "python": platform.python_version(),
+        "date": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def in_words(facts: dict[str, Any]) -> list[str]:
+    """The machine, one line per fact worth reading."""
+    lines = [
+        f"machine: {facts['cores']} cores ({facts['cpu']}), {facts['memory_gb']} GB; load before: {facts['load_before']}",
+        f"torch {facts['torch']}, threads: {facts['torch_threads']}; Python {facts['python']}",
+        f"date: {facts['date']}; command: {facts['command']}",
+    ]
+    if facts["load_before"] > 0.25 * facts["cores"]:
+        lines.append("WARNING: the machine was not quiet when this began; times are too long, ratios may be off")
+    return lines
+
+
+def as_text(figures: Sequence[Figure]) -> str:
+    """A table for a terminal."""
+    rows = [HEADINGS, *(figure.cells for figure in figures)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADINGS) - 1)]
+    lines = []
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*padded, row[-1]]).rstrip())
+    return "\n".join(lines)
+
+
+def as_markdown(facts: dict[str, Any], figures: Sequence[Figure]) -> str:
+    """The same as a page."""
+    lines = ["# Benchmark", "", *(f"* {line}" for line in in_words(facts))]
+    for section in dict.fromkeys(figure.section for figure in figures):
+        lines += ["", f"## {section}", "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+        lines += [f"| {' | '.join(one.cells)} |" for one in figures if one.section == section]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path, facts: dict[str, Any], figures: Sequence[Figure]) -> None:
+    """Write ``bench.json`` and ``bench.md``."""
+    data = {"machine": facts, "figures": [{**asdict(one), "verdict": one.verdict} for one in figures]}
+    (folder / "bench.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    (folder / "bench.md").write_text(as_markdown(facts, figures), encoding="utf-8")
