@@ -114,7 +114,7 @@ def skin(name: str, method: Json, seed: int = 0) -> Plan:
         "weight_decay": 1e-2, "state": "keep",
     }  # fmt: skip
     plan = {
-        **_common(name, 30, 32, optimizer, method, seed),
+        **_common(name, 24, 32, optimizer, method, seed),
         "task": {
             "kind": "classification",
             "data_set": "skin",
@@ -148,6 +148,15 @@ def _skin_flexfair_site(name: str) -> Plan:
     return skin(name, flexfair(penalty("source", "equal_opportunity", 2.0, form="bounded")))
 
 
+def _official(plan: Plan, batches: int) -> Plan:
+    """FlexFair as the authors' code runs it: lock step, ``batches`` of proportional size per epoch at each site."""
+    data = json.loads(plan.model_dump_json())
+    data["training"]["batch"] = {"unit": "batches_per_epoch", "amount": batches}
+    penalties = [{**one, "strength": 2.0} for one in data["method"]["penalties"]]
+    data["method"] = flexfair(*penalties, preset="official")
+    return _plan(data)
+
+
 #: Job name -> what makes its plan.
 JOBS: dict[str, Callable[[str], Plan]] = {
     "heart_fedavg": lambda name: heart(name, FEDAVG),
@@ -155,6 +164,13 @@ JOBS: dict[str, Callable[[str], Plan]] = {
     "skin_fedavg": lambda name: skin(name, FEDAVG),
     "skin_flexfair": _skin_flexfair,
     "skin_flexfair_site": _skin_flexfair_site,
+}
+
+#: Everything a new plan can start from: the jobs, and the authors' own settings (fairness_step 70 on skin images).
+PRESETS: dict[str, Callable[[str], Plan]] = {
+    **JOBS,
+    "heart_flexfair_official": lambda name: _official(_heart_flexfair(name), 5),
+    "skin_flexfair_official": lambda name: _official(_skin_flexfair(name), 70),
 }
 
 

@@ -101,7 +101,7 @@ def _cpu_model() -> str:
 def in_words(facts: dict[str, Any]) -> list[str]:
     """The machine, one line per fact worth reading."""
     lines = [
-        f"machine: {facts['cores']} cores ({facts['cpu']}), {facts['memory_gb']} GB; load before: {facts['load_before']}",
+        f"machine: {facts['cores']} cores ({facts['cpu']}), {facts['memory_gb']} GB; load before {facts['load_before']}",
         f"torch {facts['torch']}, threads: {facts['torch_threads']}; Python {facts['python']}",
         f"date: {facts['date']}; command: {facts['command']}",
     ]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from tests.benchmarks.subjects import Subject
 
 from fairflare.data.manifest import SiteData, load
 from fairflare.engine.training import Trainer
@@ -15,7 +16,6 @@ from fairflare.methods import FlexFairParameters
 from fairflare.models import initial_vector
 from fairflare.plan import ImageInput, Plan
 from fairflare.seeds import generator
-from tests.benchmarks.subjects import Subject
 
 
 def write_spec(subject: Subject, folder: Path) -> Path:
@@ -70,8 +70,7 @@ def _settings(plan: Plan) -> dict[str, object]:
         if (one.form, one.weights, one.reduction, one.utility) != ("paper", "records", "sum", "cross_entropy"):
             raise ValueError("the bare loop knows the paper's form of the penalty only")
         penalties += [
-            {"attribute": one.attribute, "label": label, "strength": one.strength}
-            for label in labels_of(one.criterion)
+            {"attribute": one.attribute, "label": label, "strength": one.strength} for label in labels_of(one.criterion)
         ]
     image = isinstance(given, ImageInput)
     return {

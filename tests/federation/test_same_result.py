@@ -86,7 +86,9 @@ def lock_step(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The authors' official form: statistics of every batch, all sites in step."""
     method = presets.flexfair(presets.penalty("sex", "demographic_parity", 1.0), preset="official")
     plan = changed(
-        presets.heart("heart_step", method),
+        presets.shipped("heart_fedavg"),
+        name="heart_step",
+        method=method,
         training={"rounds": 2, "work": {"unit": "steps", "amount": 3}},
         federation=QUICK,
     )

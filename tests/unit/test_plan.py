@@ -232,6 +232,8 @@ def test_every_method_can_be_named_in_a_plan():
 
 
 def test_the_official_preset_names_the_authors_choices():
+    for name in ("heart_flexfair_official", "skin_flexfair_official"):
+        assert presets.PRESETS[name](name).method.lock_step
     official = presets.flexfair(presets.penalty("sex", "demographic_parity", 2.0), preset="official")
     data = json.loads(setting("method", official))
     data["training"]["batch"] = {"unit": "batches_per_epoch", "amount": 5}

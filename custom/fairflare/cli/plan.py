@@ -21,14 +21,14 @@ PlanFile = Annotated[Path, typer.Argument(help="A plan.json, or a job's folder t
 
 @app.command()
 def new(
-    preset: Annotated[str, typer.Option(help=f"What to start from: {', '.join(presets.JOBS)}.")] = "heart_flexfair",
+    preset: Annotated[str, typer.Option(help=f"What to start from: {', '.join(presets.PRESETS)}.")] = "heart_flexfair",
     name: Annotated[str, typer.Option(help="Name of the new plan; by default the preset's.")] = "",
     to: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
 ) -> None:
     """Write a complete plan, every field written out, to start from."""
-    if preset not in presets.JOBS:
+    if preset not in presets.PRESETS:
         raise _unknown_preset(preset)
-    plan = presets.JOBS[preset](name or preset)
+    plan = presets.PRESETS[preset](name or preset)
     text = schema.pretty(plan)
     if to is None:
         typer.echo(text, nl=False)
@@ -46,11 +46,11 @@ def new(
 
 
 def _unknown_preset(preset: str) -> PlanError:
-    near = difflib.get_close_matches(preset, presets.JOBS, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(preset, presets.PRESETS, n=1, cutoff=0.4)
     return PlanError(
         "FF-PLAN-PRESET",
         got=f"the preset '{preset}'" + (f"; the nearest valid name is '{near[0]}'" if near else ""),
-        expected=f"one of {', '.join(presets.JOBS)}",
+        expected=f"one of {', '.join(presets.PRESETS)}",
         next_step="correct --preset",
     )
 

@@ -112,6 +112,15 @@ class Site:
             values = message.vectors[label]
             if values.dtype != np.dtype(dtype) or values.shape != (length,) or not np.isfinite(values).all():
                 raise _refused("INPUT", f"an unusable '{label}'", f"{length} finite numbers of type {dtype}")
+        if message.task in (TRAIN, STEP):
+            self._verify_numbers(message.numbers)
+
+    def _verify_numbers(self, numbers: Mapping[str, float]) -> None:
+        """A share p_s above 1, or of nobody, would multiply this site's penalty: no total is below the site's own."""
+        own = len(self._data.training) if self._data is not None else 0
+        records, sites = numbers.get("records", 0.0), numbers.get("sites", 0.0)
+        if set(numbers) != {"records", "sites"} or not (own <= records < float("inf") and 1 <= sites < float("inf")):
+            raise _refused("INPUT", "unusable totals of records and sites", "finite totals that include this site")
 
     def _expected_vectors(self, task: str) -> dict[str, tuple[str, int]]:
         specs = self.layout.vectors

@@ -82,6 +82,10 @@ HOSTILE = {
     ),
     "training without measuring": (message(FAIR, TRAIN), "FF-ROUND-MODEL"),
     "totals of another length": (message(FAIR, TRAIN, vectors={"totals": np.zeros(11)}), "FF-ROUND-INPUT"),
+    "fewer records than its own": (message(FAIR, TRAIN, numbers={"records": 9.0, "sites": 4.0}), "FF-ROUND-INPUT"),
+    "no sites": (message(FAIR, TRAIN, numbers={"records": 180.0, "sites": 0.0}), "FF-ROUND-INPUT"),
+    "NaN sites": (message(FAIR, TRAIN, numbers={"records": 180.0, "sites": float("nan")}), "FF-ROUND-INPUT"),
+    "no numbers": (message(FAIR, TRAIN, numbers={}), "FF-ROUND-INPUT"),
     "a final model never evaluated": (message(FAIR, FINISH), "FF-ROUND-MODEL"),
 }  # fmt: skip
 
