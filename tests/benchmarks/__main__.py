@@ -54,8 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures += memory.all_figures(size, work / "memory")
     facts["seconds"] = round(time.monotonic() - started, 1)
     write(out, facts, figures)
-    for section in dict.fromkeys(figure.section for figure in figures):
-        print(f"\n{section}\n" + as_text([figure for figure in figures if figure.section == section]))
+    print(as_text(figures))
     print("\n" + "\n".join(in_words(facts)))
     print(f"{facts['seconds']:.0f} s in all; {out / 'bench.md'}, {out / 'bench.json'}")
     shutil.rmtree(work, ignore_errors=True)

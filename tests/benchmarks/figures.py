@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -62,7 +62,7 @@ class Figure:
         if self.low is not None and self.high is not None:
             figure += f" [{_short(self.low)} to {_short(self.high)}]"
         aim = "-" if self.most is None else f"<= {_short(self.most)} {self.unit}".strip()
-        return (f"{self.subject}: {self.what}", figure, aim, self.verdict, self.remark)
+        return (self.what, figure, aim, self.verdict, self.remark)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -100,8 +100,9 @@ def _cpu_model() -> str:
 
 def in_words(facts: dict[str, Any]) -> list[str]:
     """The machine, one line per fact worth reading."""
+    load = f"load before {facts['load_before']}"
     lines = [
-        f"machine: {facts['cores']} cores ({facts['cpu']}), {facts['memory_gb']} GB; load before {facts['load_before']}",
+        f"machine: {facts['cores']} cores ({facts['cpu']}), {facts['memory_gb']} GB; {load}",
         f"torch {facts['torch']}, threads: {facts['torch_threads']}; Python {facts['python']}",
         f"date: {facts['date']}; command: {facts['command']}",
     ]
@@ -111,23 +112,29 @@ def in_words(facts: dict[str, Any]) -> list[str]:
 
 
 def as_text(figures: Sequence[Figure]) -> str:
-    """A table for a terminal."""
-    rows = [HEADINGS, *(figure.cells for figure in figures)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADINGS) - 1)]
+    """Tables for a terminal, one per section and subject."""
     lines = []
-    for row in rows:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*padded, row[-1]]).rstrip())
+    for (section, subject), rows in _tables(figures):
+        widths = [max(len(row[at]) for row in rows) for at in range(len(HEADINGS) - 1)]
+        lines += ["", f"{section} | {subject}"]
+        for row in rows:
+            padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+            lines.append("  ".join(["", *padded, row[-1]]).rstrip())
     return "\n".join(lines)
 
 
 def as_markdown(facts: dict[str, Any], figures: Sequence[Figure]) -> str:
     """The same as a page."""
     lines = ["# Benchmark", "", *(f"* {line}" for line in in_words(facts))]
-    for section in dict.fromkeys(figure.section for figure in figures):
-        lines += ["", f"## {section}", "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
-        lines += [f"| {' | '.join(one.cells)} |" for one in figures if one.section == section]
+    for (section, subject), rows in _tables(figures):
+        lines += ["", f"## {section}: {subject}", "", f"| {' | '.join(rows[0])} |", "|---" * len(HEADINGS) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows[1:]]
     return "\n".join(lines) + "\n"
+
+
+def _tables(figures: Sequence[Figure]) -> Iterator[tuple[tuple[str, str], list[tuple[str, ...]]]]:
+    for key in dict.fromkeys((figure.section, figure.subject) for figure in figures):
+        yield key, [HEADINGS, *(one.cells for one in figures if (one.section, one.subject) == key)]
 
 
 def write(folder: Path, facts: dict[str, Any], figures: Sequence[Figure]) -> None:

@@ -24,38 +24,40 @@ MB = 1e6
 
 
 class ServerMemory:
-    """Watches the simulator's server: the process that is no site's worker (one process, the parent of the workers).
+    """Watches the simulator's server: the process that the sites' workers are children of.
 
-    ``peak`` is the kernel's own high-water mark (VmHWM), so nothing between two looks is missed; ``before`` is the RSS
-    when the first round began.
+    (``nvflare.cli simulator`` itself only starts it.) ``peak`` is the kernel's own high-water mark (VmHWM), so nothing
+    between two looks is missed; ``before`` is the RSS when the first round began.
     """
 
     def __init__(self) -> None:
         self.before = 0.0
         self.peak = 0.0
-        self.pids: set[int] = set()
         self._server: psutil.Process | None = None
 
     def __call__(self, progress: Path) -> None:
         """Look once more."""
         try:
-            server = self._server or self._found()
-            if server is None:
+            self._server = self._server or self._found()
+            if self._server is None:
                 return
-            self._server = server
-            self.pids.add(server.pid)
-            self.peak = max(self.peak, _high_water(server))
+            self.peak = max(self.peak, _high_water(self._server))
             if self.before == 0.0 and progress.exists() and '"measure"' in progress.read_text(encoding="utf-8"):
-                self.before = server.memory_info().rss / MB
+                self.before = self._server.memory_info().rss / MB
         except (psutil.Error, OSError):  # it has ended
             return
 
+    def verify(self, model: float) -> None:
+        """Raise unless the process watched was one that adds up models of this size (in MB)."""
+        if not self.before or self.peak - self.before < model:
+            raise RuntimeError(f"no server found: peak {self.peak:.0f} MB, before the first round {self.before:.0f} MB")
+
     @staticmethod
     def _found() -> psutil.Process | None:
-        children = psutil.Process().children(recursive=True)
-        servers = [one for one in children if "simulator_worker" not in " ".join(one.cmdline())]
-        servers = [one for one in servers if "simulator" in one.cmdline()]
-        return min(servers, key=lambda one: one.create_time(), default=None)
+        for one in psutil.Process().children(recursive=True):
+            if any("simulator_worker" in word for word in one.cmdline()):
+                return one.parent()
+        return None
 
 
 def _high_water(process: psutil.Process) -> float:
@@ -78,8 +80,7 @@ def server(size: Size, folder: Path) -> list[Figure]:
             names, catalog = memory_hospitals(plan, sites, home / "data")
             watch, began = ServerMemory(), time.monotonic()
             flare(plan, catalog, names, home / "flare", watch)
-            if not watch.peak or not watch.before:
-                raise RuntimeError("the server's process was not found; nothing was measured")
+            watch.verify(model)
             peaks[sites].append(watch.peak)
             before[sites].append(watch.before)
             say(f"server with {sites} sites: peak {watch.peak:.0f} MB ({time.monotonic() - began:.0f} s)")

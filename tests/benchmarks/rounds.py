@@ -24,13 +24,14 @@ SECTION = "A. Seconds per round, start-up apart"
 #: Largest relative difference of training losses that still counts as the same work (float sums in another order).
 SAME = 1e-3
 
+#: Parts of a phase, along the way of the reply that comes last (see ``timeline``).
 WORDS = {
-    "polling": "waiting until the slowest site has its task (polling)",
-    "download": "FLARE's getTask at the slowest site (transfer of the model)",
-    "work": "local work of the slowest site, its gate and encoding included",
-    "upload": "end of the slowest site's work until the server has its reply",
-    "noticing": "last reply until FLARE notices that the task is complete",
-    "server": "our server: opening sums, aggregating, record and model on disk",
+    "polling": "until the site asks for its task (polling)",
+    "download": "until the site has its task (transfer down)",
+    "work": "the site's executor: work, gate, encoding",
+    "upload": "end of work until the server has the reply",
+    "noticing": "until FLARE notices that the task is complete",
+    "server": "our server: sums, step, record and model on disk",
 }
 
 
@@ -127,7 +128,7 @@ def _training(run: Timeline, one: Bare, fair: Bare, make: Any) -> list[Figure]:
              remark=remark + "; wall-clock, so sites that share a core count double"),
         make("bare_train_one", "bare loop on one thread, train only, sum over sites", one.train_only()[1], "s"),
         make("bare_train_fair", f"bare loop, {fair.workers} workers, train only, busiest worker", busiest, "s"),
-        make("local_work", "share of FLARE's round: local work, slowest site of each phase", share, "%",
+        make("local_work", "share of round: local work, slowest site", share, "%",
              remark=remark + ", measure and train"),
     ]  # fmt: skip
 
@@ -135,15 +136,15 @@ def _training(run: Timeline, one: Bare, fair: Bare, make: Any) -> list[Figure]:
 def _shares(run: Timeline, make: Any) -> list[Figure]:
     parts, whole = run.per_round(), sum(run.rounds[1:])
     figures = [
-        make(f"share_{part}", f"share of FLARE's round: {WORDS[part]}", 100 * sum(parts[part]) / whole, "%",
+        make(f"share_{part}", f"share of round: {WORDS[part]}", 100 * sum(parts[part]) / whole, "%",
              remark=f"mean {statistics.fmean(parts[part]):.3g} s a round; from progress.jsonl and FLARE's logs")
         for part in PARTS
     ]  # fmt: skip
     rest = whole - sum(sum(seconds) for seconds in parts.values())
     waiting = sum(sum(parts[part]) for part in ("polling", "upload", "noticing"))
     figures += [
-        make("share_rest", "share of FLARE's round: not in any part", 100 * rest / whole, "%"),
-        make("waiting", "share of FLARE's round: waiting and polling, all of it", 100 * waiting / whole, "%",
+        make("share_rest", "share of round: not in any part", 100 * rest / whole, "%"),
+        make("waiting", "share of round: waiting and polling, all of it", 100 * waiting / whole, "%",
              remark="polling + upload + noticing: phase start to site start, site end to the server's acceptance"),
     ]  # fmt: skip
     return figures

@@ -7,11 +7,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.decomposers import flare_decomposers
+from nvflare.app_common.decomposers import common_decomposers
 from nvflare.fuel.utils import fobs
 
 from fairflare.engine.messages import MEASURE, TRAIN, Layout, Message, layout_of
@@ -45,15 +47,16 @@ class Cost:
 def cost(plan: Plan, sites: int, repeats: int) -> Cost:
     """Messages are encoded once for all sites by us (FLARE serialises them for each); replies once per site."""
     flare_decomposers.register()
+    common_decomposers.register()
     layout = layout_of(plan, initial_vector(plan).size)
     own = flare = 0.0
     down = up = 0
     for task in (MEASURE, TRAIN):
         message, release = _message(plan, layout, task), _release(layout, task)
-        packed, encode = _timed(lambda message=message: wire.encode_message(message), repeats)
-        _, decode = _timed(lambda packed=packed: wire.decode_message(packed), repeats)
-        answer, encode_up = _timed(lambda release=release: wire.encode_release(release, "0" * 32), repeats)
-        _, decode_up = _timed(lambda answer=answer: wire.decode_reply(answer), repeats)
+        packed, encode = _timed(partial(wire.encode_message, message), repeats)
+        _, decode = _timed(partial(wire.decode_message, packed), repeats)
+        answer, encode_up = _timed(partial(wire.encode_release, release, "0" * 32), repeats)
+        _, decode_up = _timed(partial(wire.decode_reply, answer), repeats)
         own += encode + sites * (decode + encode_up + decode_up)
         for shareable in (packed, answer):
             seconds, size = _fobs(shareable, repeats)

@@ -14,7 +14,7 @@ from fairflare.engine.training import Trainer
 from fairflare.fairness.penalty import labels_of
 from fairflare.methods import FlexFairParameters
 from fairflare.models import initial_vector
-from fairflare.plan import ImageInput, Plan
+from fairflare.plan import ImageInput, Plan, TableInput
 from fairflare.seeds import generator
 
 
@@ -26,7 +26,7 @@ def write_spec(subject: Subject, folder: Path) -> Path:
     for site in sorted(subject.catalog.site_names):
         data = load(plan, subject.catalog.entry(site, plan.task.data_set))
         arrays, steps[site] = _arrays(plan, site, data, rounds)
-        np.savez(folder / f"{site}.npz", **arrays)
+        np.savez(folder / f"{site}.npz", **arrays)  # type: ignore[arg-type]
         records[site] = len(data.training)
     np.save(folder / "model.npy", initial_vector(plan))
     settings = _settings(plan) | {"hospitals": records, "records": sum(records.values()), "steps": steps}
@@ -37,7 +37,9 @@ def write_spec(subject: Subject, folder: Path) -> Path:
 def _arrays(plan: Plan, site: str, data: SiteData, rounds: int) -> tuple[dict[str, np.ndarray], list[tuple[int, int]]]:
     """A site's arrays, and the first and last step of every round."""
     trainer = Trainer(plan, site, data.training)
-    batches, flips, bounds = [], [], []
+    batches: list[np.ndarray] = []
+    flips: list[np.ndarray] = []
+    bounds: list[tuple[int, int]] = []
     for number in range(rounds):
         before = len(batches)
         for step, index in enumerate(trainer.batches(number)):
@@ -72,11 +74,11 @@ def _settings(plan: Plan) -> dict[str, object]:
         penalties += [
             {"attribute": one.attribute, "label": label, "strength": one.strength} for label in labels_of(one.criterion)
         ]
-    image = isinstance(given, ImageInput)
+    image = given if isinstance(given, ImageInput) else None
     return {
         "model": plan.model.model_dump(mode="json"),
-        "inputs": given.channels if isinstance(given, ImageInput) else 2 * len(given.features),
-        "image": {"mean": given.mean, "std": given.std} if image else None,
+        "inputs": 2 * len(given.features) if isinstance(given, TableInput) else given.channels,
+        "image": {"mean": image.mean, "std": image.std} if image else None,
         "optimizer": plan.training.optimizer.model_dump(mode="json"),
         "class_weights": plan.training.class_weights,
         "clip": method.clip,

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fairflare import presets
 from fairflare.data.sources import SOURCES
@@ -55,28 +54,25 @@ class Subject:
     bare_rounds: int
 
 
-def changed(plan: Plan, **sections: Any) -> Plan:
-    """The plan with some fields of some sections replaced."""
-    data = plan.model_dump(mode="json")
-    for name, value in sections.items():
-        data[name] = {**data[name], **value} if isinstance(value, Mapping) else value
+def plan_of(job: str, rounds: int) -> Plan:
+    """A shipped plan with another number of rounds."""
+    data = presets.shipped(job).model_dump(mode="json")
+    data["training"]["rounds"] = rounds
     return parse_plan(json.dumps(data))
 
 
 def resnet_plan(pixels: int, rounds: int, min_sites: int) -> Plan:
     """ResNet-18 on square images, otherwise the skin plan."""
-    plan = presets.shipped("skin_flexfair")
-    task = plan.task.model_dump(mode="json")
-    task["input"].update(height=pixels, width=pixels)
-    return changed(
-        plan, name="bench_resnet18", task=task, model={"name": "resnet18"}, training={"rounds": rounds},
-        federation={"min_sites": min_sites},
-    )  # fmt: skip
+    data = plan_of("skin_flexfair", rounds).model_dump(mode="json")
+    data.update(name="bench_resnet18", model={"name": "resnet18"})
+    data["task"]["input"].update(height=pixels, width=pixels)
+    data["federation"]["min_sites"] = min_sites
+    return parse_plan(json.dumps(data))
 
 
 def mlp(size: Size, folder: Path) -> Subject:
     """The multi-layer perceptron on a table like the heart-disease study's."""
-    plan = changed(presets.shipped("heart_flexfair"), training={"rounds": size.heart_rounds})
+    plan = plan_of("heart_flexfair", size.heart_rounds)
     catalog = write_hospitals(folder, plan, SITES, size.heart_records, seed=1)
     words = f"synthetic table like heart disease, {size.heart_records} records a site"
     return Subject("mlp on heart", words, plan, catalog, max(size.heart_rounds, size.bare_rounds))
@@ -84,7 +80,7 @@ def mlp(size: Size, folder: Path) -> Subject:
 
 def cnn(size: Size, folder: Path) -> Subject:
     """The small convolutional network on HAM10000 by source; on synthetic images where that is not there."""
-    plan = changed(presets.shipped("skin_flexfair"), training={"rounds": size.skin_rounds})
+    plan = plan_of("skin_flexfair", size.skin_rounds)
     found = Path(os.environ.get("FAIRFLARE_DATA") or ROOT.parent / "shared" / "data") / "ham10000"
     if found.is_dir():
         folder.mkdir(parents=True, exist_ok=True)

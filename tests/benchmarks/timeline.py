@@ -7,8 +7,8 @@ A phase is cut where the reply that came last went from hand to hand; the parts 
 
     phase event (server) | polling | download | site's executor | upload | noticing | our server | next event
 
-* ``polling``: phase event until FLARE at the site calls the executor, without the download itself;
-* ``download``: seconds that FLARE's communicator at the site gives for ``getTask``;
+* ``polling``: phase event until FLARE's server says "sent task assignment": the site has not asked before;
+* ``download``: from there until "invoking task executor" at the site: serialising, transfer, reading;
 * ``work``: from "invoking task executor" to "finished processing task";
 * ``upload``: from there until the server has finished processing the reply;
 * ``noticing``: until FLARE's server sees that the task is complete;
@@ -31,7 +31,6 @@ PARTS = ("polling", "download", "work", "upload", "noticing", "server")
 PHASES = ("measure", "train")
 _TASK = re.compile(r"task_name=(\w+)")
 _PEER = re.compile(r"peer=([\w.-]+)")
-_GOT = re.compile(r"getTask: (\w+) size: .* time: ([0-9.]+) seconds")
 _EXIT = re.compile(r"task (\w+) exit with status")
 
 
@@ -94,36 +93,35 @@ def _parts(begin: float, end: float, server: Any, at_sites: Any, key: tuple[str,
     task, place = key
     done = {site: server[site, task][place] for site in at_sites}
     last = max(done, key=lambda site: done[site])
-    got, invoked, finished = (at_sites[last][kind, task][place] for kind in ("download", "invoked", "finished"))
-    noticed = server["exit", task][place]
+    invoked, finished = (at_sites[last][kind, task][place] for kind in ("invoked", "finished"))
+    sent, noticed = server[f"sent {last}", task][place], server["exit", task][place]
     return {
-        "polling": invoked - begin - got, "download": got, "work": finished - invoked,
+        "polling": sent - begin, "download": invoked - sent, "work": finished - invoked,
         "upload": done[last] - finished, "noticing": noticed - done[last], "server": end - noticed,
     }  # fmt: skip
 
 
 def _server(file: Path) -> dict[tuple[str, str], list[float]]:
-    """(site, task) -> when each of its replies was done with; ("exit", task) -> when FLARE saw the task complete."""
+    """When each task was sent ("sent SITE", task), its reply done with (SITE, task), all complete ("exit", task)."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for line in _lines(file):
         text, context = line["message"], line["fl_ctx"]
         if left := _EXIT.search(text):
             found["exit", left[1]].append(_time(line))
-        elif text.startswith("finished processing client result"):
-            task, peer = _TASK.search(context), _PEER.search(context)
-            if task and peer:
+        elif (task := _TASK.search(context)) and (peer := _PEER.search(context)):
+            if text.startswith("sent task assignment"):
+                found[f"sent {peer[1]}", task[1]].append(_time(line))
+            elif text.startswith("finished processing client result"):
                 found[peer[1], task[1]].append(_time(line))
     return found
 
 
 def _site(file: Path) -> dict[tuple[str, str], list[float]]:
-    """("invoked" or "finished", task) -> when; ("download", task) -> seconds."""
+    """When each task was begun ("invoked", task) and done with ("finished", task)."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for line in _lines(file):
         text, task = line["message"], _TASK.search(line["fl_ctx"])
-        if got := _GOT.search(text):
-            found["download", got[1]].append(float(got[2]))
-        elif task and text.startswith("invoking task executor"):
+        if task and text.startswith("invoking task executor"):
             found["invoked", task[1]].append(_time(line))
         elif task and text == "finished processing task":
             found["finished", task[1]].append(_time(line))

@@ -55,7 +55,8 @@ class Watcher:
             shown = f"{self._title}: {event['task']}, waiting for {len(event['sites'])} sites"
             self._bar.update(self._task, description=shown)
         elif kind == "refused":
-            self._console.print(f"  {event['site']} gave no usable answer to {event['task']}: {event['code']}")
+            text = f"  {event['site']} gave no usable answer to {event['task']}: {event['code']}"
+            self._console.print(text, markup=False, highlight=False)
         elif kind == "round":
             self._round(event)
         elif kind == "end" and event["status"] != "complete":

@@ -45,7 +45,8 @@ class FairFlareExecutor(Executor):  # type: ignore[misc]
             return self._refuse("FF-SITE-INTERNAL", "see the trace above in this site's own log", fl_ctx)
 
     def _refuse(self, code: str, text: str, fl_ctx: FLContext) -> Shareable:
-        self.log_error(fl_ctx, f"{code}: {text}")
+        # FLARE would also fire an event with this text, which a widget of the job can send to the server.
+        self.log_error(fl_ctx, f"{code}: {text}", fire_event=False)
         return wire.error_reply(code)
 
     def _start(self, fl_ctx: FLContext) -> Site:

@@ -36,6 +36,8 @@ MARK = "FAIRFLARE_SESSION"
 RESERVED = ("server", "local", "startup")
 #: Seconds that FLARE gets to end by itself once the run's record is final; it needs about 8.
 GRACE = 25.0
+#: Seconds until the server must have written its first event; it needs about 10.
+START = 300.0
 _SERVER = Path("server") / "simulate_job" / "fairflare"
 _PROCESSES = Path("/proc")
 
@@ -100,11 +102,13 @@ class Simulation:
         interval: float = 0.2,
         timeout: float | None = None,
         grace: float = GRACE,
+        start: float = START,
     ) -> int:
         """Start FLARE, call ``watch(progress file)`` until it ends, and return its (untrustworthy) exit code.
 
         However this ends, by itself, by ``timeout`` seconds, by an interrupt or a signal, no process of the session is
-        left. FLARE is ended ``grace`` seconds after the run's last event: it waits for ever for a site that hangs.
+        left. FLARE is ended ``grace`` seconds after the run's last event, since it waits for ever for a site that
+        hangs; and if there is no first event within ``start`` seconds. In between, every phase has its deadline.
         """
         command = [
             sys.executable, "-m", "nvflare.cli", "simulator", str(self.job), "-w", str(self.workspace),
@@ -113,26 +117,41 @@ class Simulation:
         environment = {**os.environ, "PYTHONHASHSEED": "0", **self.environment, MARK: str(self.workspace)}
         progress = self.records / PROGRESS_NAME
         with self.log.open("wb") as log, _signals_as_exceptions():
-            try:
-                process = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments made above
-                    command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-                    start_new_session=True,
-                )  # fmt: skip
-                started, ended = time.monotonic(), None
-                while process.poll() is None:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments made above
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+            with process:
+                try:
+                    self._wait(process, lambda: watch(progress), interval, timeout, grace, start)
+                finally:
+                    end_processes(str(self.workspace))
+                    process.kill()  # already over, but where a system has no /proc
                     watch(progress)
-                    now = time.monotonic()
-                    if timeout is not None and now - started > timeout:
-                        raise _too_long(timeout)
-                    if ended is None and _has_ended(progress):
-                        ended = now
-                    if ended is not None and now - ended > grace:
-                        break
-                    time.sleep(interval)
-            finally:
-                end_processes(str(self.workspace))
-            watch(progress)
-            return process.wait()
+                return process.wait()
+
+    def _wait(
+        self,
+        process: subprocess.Popen[bytes],
+        watch: Callable[[], None],
+        interval: float,
+        timeout: float | None,
+        grace: float,
+        start: float,
+    ) -> None:
+        started, ended, progress = time.monotonic(), None, self.records / PROGRESS_NAME
+        while process.poll() is None:
+            watch()
+            now = time.monotonic()
+            if timeout is not None and now - started > timeout:
+                raise _too_long(timeout)
+            if now - started > start and not progress.exists():
+                raise _not_started(start)
+            if ended is None and _has_ended(progress):
+                ended = now
+            if ended is not None and now - ended > grace:
+                return
+            time.sleep(interval)
 
 
 def latest_record_folder(folder: Path) -> Path:
@@ -262,4 +281,13 @@ def _too_long(timeout: float) -> RunError:
         got=f"a simulation that did not end within {timeout:.0f} s",
         expected="an end before the limit",
         next_step="look at the log beside the workspace; raise the limit if the job is simply long",
+    )
+
+
+def _not_started(start: float) -> RunError:
+    return RunError(
+        "FF-RUN-START",
+        got=f"a simulation whose server did not begin within {start:.0f} s",
+        expected="a first event in the server's folder",
+        next_step="look at the log beside the workspace",
     )

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""At the site: one Site for the whole job, releases or codes out, texts into the site's own log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from tests.federation.support import make_hospitals
+
+from fairflare.engine.messages import JOIN, MEASURE, Message
+from fairflare.flare import wire
+from fairflare.flare.executor import CATALOG, PLAN, FairFlareExecutor
+from fairflare.jobs import write_job
+from fairflare.models import initial_vector
+from fairflare.policy import DataCatalog, write_catalog
+from fairflare.presets import FEDAVG, heart
+
+THE_PLAN = heart("heart_test", FEDAVG)
+SITE = "hospital-1"
+
+
+class Engine:
+    """What the executor asks FLARE's engine for: where things lie."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.events: list[str] = []
+
+    def fire_event(self, event: str, _: FLContext) -> None:
+        self.events.append(event)
+
+    def get_workspace(self) -> Any:
+        return SimpleNamespace(
+            get_app_config_dir=lambda _: str(self.base / "config"),
+            get_site_config_dir=lambda: str(self.base / "local"),
+            get_run_dir=lambda _: str(self.base / "run"),
+        )
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    job = write_job(THE_PLAN, tmp_path / "job")
+    (job / "app" / "config").rename(tmp_path / "config")
+    (tmp_path / "local").mkdir()
+    write_catalog(tmp_path / "local", make_hospitals(tmp_path / "data", THE_PLAN, [SITE], 40))
+    return tmp_path
+
+
+@pytest.fixture
+def context(base: Path) -> FLContext:
+    ctx = FLContext()
+    ctx.set_prop(ReservedKey.IDENTITY_NAME, SITE, private=False, sticky=False)
+    ctx.set_prop(ReservedKey.ENGINE, Engine(base), private=True, sticky=False)
+    ctx.set_prop(ReservedKey.RUN_NUM, "job", private=False, sticky=False)
+    return ctx
+
+
+def message(task: str, vectors: Mapping[str, np.ndarray] | None = None, **changes: Any) -> Shareable:
+    fields = {"round": 0, "step": 0, "session": "session", "plan_sha256": THE_PLAN.sha256, **changes}
+    return wire.encode_message(Message(task, vectors=vectors or {}, **fields))
+
+
+def code(answer: Shareable) -> str | None:
+    return wire.failure_code(answer)
+
+
+def test_a_site_joins_with_its_counts(context: FLContext) -> None:
+    answer = FairFlareExecutor().execute(JOIN, message(JOIN), context, Signal())
+    reply = wire.decode_reply(answer)
+    assert (reply.task, reply.session) == (JOIN, "session")
+    assert reply.payloads["counts"].values.sum() == 40
+
+
+def test_the_site_is_kept_from_task_to_task(context: FLContext) -> None:
+    executor = FairFlareExecutor()
+    executor.execute(JOIN, message(JOIN), context, Signal())
+    answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+    assert code(answer) is None
+
+
+def test_an_abort_reaches_the_site(context: FLContext) -> None:
+    executor, abort = FairFlareExecutor(), Signal()
+    executor.execute(JOIN, message(JOIN), context, abort)
+    assert executor._site is not None
+    assert not executor._site.stop()
+    abort.trigger(True)
+    assert executor._site.stop()
+
+
+def test_what_is_no_message_is_answered_by_a_code(context: FLContext) -> None:
+    assert code(FairFlareExecutor().execute(JOIN, Shareable(), context, Signal())) == "FF-WIRE-HEAD"
+
+
+def test_the_message_of_another_task_is_not_done(context: FLContext) -> None:
+    assert code(FairFlareExecutor().execute(MEASURE, message(JOIN), context, Signal())) == "FF-WIRE-TASK"
+
+
+def test_a_site_that_restarted_must_join_again(context: FLContext) -> None:
+    answer = FairFlareExecutor().execute(
+        MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal()
+    )
+    assert code(answer) == "FF-ROUND-NOT-JOINED"
+
+
+def test_a_task_of_another_plan_is_not_done(context: FLContext) -> None:
+    answer = FairFlareExecutor().execute(JOIN, message(JOIN, plan_sha256="0" * 64), context, Signal())
+    assert code(answer) == "FF-ROUND-PLAN"
+
+
+def no_catalog(base: Path) -> None:
+    (base / "local" / CATALOG).unlink()
+
+
+def other_sites_catalog(base: Path) -> None:
+    catalog = DataCatalog.model_validate_json((base / "local" / CATALOG).read_text(encoding="utf-8"), strict=False)
+    assert catalog.sites is not None
+    write_catalog(base / "local", catalog.model_copy(update={"sites": {"other": catalog.sites[SITE]}}))
+
+
+def no_manifest(base: Path) -> None:
+    (base / "data" / SITE / "manifest.csv").unlink()
+
+
+def broken_manifest(base: Path) -> None:
+    (base / "data" / SITE / "manifest.csv").write_text("SECRETPATIENT", encoding="utf-8")
+
+
+def broken_plan(base: Path) -> None:
+    (base / "config" / PLAN).write_text("{", encoding="utf-8")
+
+
+DEFECTS = {
+    "no catalogue": (no_catalog, "FF-CAT-FILE"),
+    "another site's catalogue": (other_sites_catalog, "FF-CAT-UNKNOWN-SITE"),
+    "no manifest": (no_manifest, "FF-CAT-MISSING-FILE"),
+    "a manifest that is none": (broken_manifest, "FF-DATA-"),
+    "a plan that is none": (broken_plan, "FF-PLAN-JSON"),
+}
+
+
+@pytest.mark.parametrize("what", DEFECTS)
+def test_a_site_that_cannot_begin_says_so_by_a_code(what: str, base: Path, context: FLContext) -> None:
+    spoil, wanted = DEFECTS[what]
+    spoil(base)
+    answer = FairFlareExecutor().execute(JOIN, message(JOIN), context, Signal())
+    assert str(code(answer)).startswith(wanted)
+    assert b"SECRET" not in answer.to_bytes()
+    assert str(base).encode() not in answer.to_bytes()
+    # FLARE's log events carry the text; a widget of the job may send them to the server.
+    assert context.get_engine().events == []
+
+
+def test_the_text_of_an_unknown_error_stays_in_the_sites_log(
+    context: FLContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = FairFlareExecutor()
+    executor.execute(JOIN, message(JOIN), context, Signal())
+
+    def fail(_: object) -> None:
+        raise ValueError("patient SECRET-17")
+
+    monkeypatch.setattr(executor._site, "handle", fail)
+    with caplog.at_level(logging.ERROR):
+        answer = executor.execute(JOIN, message(JOIN), context, Signal())
+    assert code(answer) == "FF-SITE-INTERNAL"
+    assert b"SECRET" not in answer.to_bytes()
+    assert "SECRET-17" in caplog.text
+
+
+def test_a_list_of_releases_that_cannot_be_written_stops_the_release(base: Path, context: FLContext) -> None:
+    (base / "run" / "fairflare" / "releases.jsonl").mkdir(parents=True)
+    answer = FairFlareExecutor().execute(JOIN, message(JOIN), context, Signal())
+    assert code(answer) == "FF-GATE-LOG"
+
+
+def test_an_answer_that_says_it_failed_holds_nothing_but_the_code(context: FLContext) -> None:
+    answer = FairFlareExecutor().execute(MEASURE, message(JOIN), context, Signal())
+    assert {key for key in answer if not key.startswith("__")} == {wire.CODE}
