@@ -70,27 +70,31 @@ class Watcher:
             seconds = (now - self._first[1]) / (done - self._first[0]) * (self._rounds - done)
             left = f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
         self._bar.update(self._task, completed=done, left=left)
-        self._console.print(round_line(event) + (f" | {left}" if left else ""), markup=False, highlight=False)
+        for line in round_lines(event, left):
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def round_line(event: dict[str, Any]) -> str:
-    """One round in one line: sites, loss, validation loss of each group and its gap, seconds."""
+def round_lines(event: dict[str, Any], left: str) -> list[str]:
+    """One round in a few lines: sites, loss, AUC, seconds; then validation loss of each group and its gap."""
+    groups: dict[str, list[tuple[str, float]]] = {}
+    auc = None
+    for line in event["validation"]:
+        if line["attribute"] == "all":
+            auc = line["auc"]
+        elif line["loss"] is not None:
+            groups.setdefault(line["attribute"], []).append((line["group"], line["loss"]))
     parts = [
         f"  round {event['round'] + 1:>3}/{event['rounds']}",
         f"{len(event['sites']['train'])} sites",
         f"loss {event['loss']:.3f}",
+        "validation AUC n/a" if auc is None else f"validation AUC {auc:.3f}",
+        f"{sum(event['seconds'].values()):.1f} s",
     ]
-    groups: dict[str, list[tuple[str, float]]] = {}
-    for line in event["validation"]:
-        if line["attribute"] == "all":
-            parts.append(f"validation AUC {line['auc']:.3f}" if line["auc"] is not None else "validation AUC n/a")
-        elif line["loss"] is not None:
-            groups.setdefault(line["attribute"], []).append((line["group"], line["loss"]))
-    for attribute, lines in groups.items():
-        losses = [loss for _, loss in lines]
-        shown = " ".join(f"{name} {loss:.2f}" for name, loss in lines)
-        parts.append(f"{attribute} risk: {shown} (gap {max(losses) - min(losses):.2f})")
     if event["at_bound"]:
         parts.append(f"{event['at_bound']:.0f} weights at their bound")
-    parts.append(f"{sum(event['seconds'].values()):.1f} s")
-    return " | ".join(parts)
+    lines = [" | ".join([*parts, left] if left else parts)]
+    for attribute, found in groups.items():
+        losses = [loss for _, loss in found]
+        shown = ", ".join(f"{name} {loss:.2f}" for name, loss in found)
+        lines.append(f"      risk by {attribute}: {shown}; gap {max(losses) - min(losses):.2f}")
+    return lines
