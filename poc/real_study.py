@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from fairflare.data.manifest import load
 from fairflare.data.sources import SOURCES
 from fairflare.engine.local import run_local
 from fairflare.engine.verify import verify_run
+from fairflare.errors import FairFlareError
 from fairflare.evaluation.report import summarise
 from fairflare.evaluation.statistics import paired_difference
 from fairflare.evaluation.summary import RunSummary
@@ -44,6 +46,10 @@ from fairflare.record import RunRecord, read_record
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- real study: begin -->", "<!-- real study: end -->"
 GAPS = {"equal_opportunity": "equal_opportunity_difference", "equalized_odds": "equalized_odds_difference"}
+
+
+#: Runs that an earlier call of this script had finished.
+KEPT: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -72,25 +78,34 @@ def loaders(plan: Plan, catalog: DataCatalog) -> dict[str, Any]:
     return {site: (lambda entry=entry: load(plan, entry)) for site, entry in entries.items()}
 
 
-def local_run(run: Run, catalog: DataCatalog, folder: Path) -> tuple[Run, float]:
-    """One run in this process (a worker of the pool), kept if it is there already."""
+def is_done(target: Path, plan: Plan) -> bool:
+    """Whether a verified run of exactly this plan is there; what is left of any other is removed."""
+    try:
+        if verify_run(target).plan_sha256 == plan.sha256:
+            return True
+    except FairFlareError:
+        pass
+    shutil.rmtree(target, ignore_errors=True)
+    return False
+
+
+def local_run(run: Run, catalog: DataCatalog, folder: Path) -> tuple[Run, float, bool]:
+    """One run in this process (a worker of the pool), its seconds, and whether it was there already."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    started = time.monotonic()
-    target = folder / run.name
-    if not ((target / "record.json").exists() and read_record(target).status == "complete"):
-        plan = run.plan()
+    started, target, plan = time.monotonic(), folder / run.name, run.plan()
+    kept = is_done(target, plan)
+    if not kept:
         run_local(plan, loaders(plan, catalog), target)
-    return run, time.monotonic() - started
+    return run, time.monotonic() - started, kept
 
 
 def flare_run(run: Run, catalog: DataCatalog, folder: Path, expected: str) -> RunRecord:
     """One run through FLARE; it must verify and give the local engine's model."""
-    target = folder / run.name
-    sessions = sorted(target.glob("session-*/server/simulate_job/fairflare/record.json"))
-    if not sessions:
-        plan = run.plan()
-        simulation = Simulation(write_job(plan, target / "job"), target, catalog, catalog.site_names)
-        simulation.run()
+    target, plan = folder / run.name, run.plan()
+    if is_done(target, plan):
+        KEPT.append(run.name)
+    else:
+        Simulation(write_job(plan, target / "job"), target, catalog, catalog.site_names).run()
     record = verify_run(target)
     if record.rounds[-1].model_sha256 != expected:
         raise SystemExit(f"{run.name}: FLARE's model differs from the local engine's")
@@ -142,7 +157,9 @@ def study_task(task: dict[str, Any], settings: dict[str, Any], out: Path, worker
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = [pool.submit(local_run, run, catalog, out / "local") for run in [*base, *tried]]
         for number, future in enumerate(futures, 1):
-            run, seconds = future.result()
+            run, seconds, kept = future.result()
+            if kept:
+                KEPT.append(run.name)
             print(f"  local {number:>2}/{len(futures)} {run.name}: {seconds:.0f} s", flush=True)
     records = {run: read_record(out / "local" / run.name) for run in [*base, *tried]}
     validation = {run: summarise(record, "validation", resamples=200) for run, record in records.items()}
@@ -235,9 +252,10 @@ def main() -> int:
         lines += study_task(task, settings, _made(arguments.out.resolve()), arguments.workers)
     minutes = (time.monotonic() - started) / 60
     today = datetime.now(tz=timezone.utc).date().isoformat()
+    kept = f" (not counting {len(KEPT)} runs that were there already)" if KEPT else ""
     head = [
-        f"`make real`, {today}, {len(settings['seeds'])} seeds, {minutes:.0f} minutes, test data, mean ± standard "
-        "deviation over seeds; difference with its 95 % t interval:",
+        f"`make real`, {today}, {len(settings['seeds'])} seeds, {minutes:.0f} minutes{kept}, test data, mean ± "
+        "standard deviation over seeds; difference with its 95 % t interval:",
         "",
         "| data | job (strength) | metric | FedAvg | FlexFair | paired difference |",
         "|---|---|---|---|---|---|",

@@ -8,11 +8,13 @@ FLARE's class allow-list off at every site.)
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fairflare import schema
-from fairflare.plan import Plan
+from fairflare.errors import PlanError, RunError
+from fairflare.plan import Plan, read_plan
 
 CONTROLLER = "fairflare.flare.controller.FairFlareController"
 AGGREGATOR = "fairflare.flare.aggregator.FlexFairAggregator"
@@ -56,14 +58,60 @@ def job_files(plan: Plan) -> dict[str, str]:
     }
 
 
-def write_job(plan: Plan, folder: Path) -> Path:
-    """Write the plan's job below ``folder`` (as ``folder/<plan's name>``) and return its path."""
+def write_job(plan: Plan, folder: Path, *, overwrite: bool = True) -> Path:
+    """Write the plan's job below ``folder`` (as ``folder/<plan's name>``) and return its path.
+
+    Parameters
+    ----------
+    plan
+        What the job runs.
+    folder
+        Gets one folder per job; made if it is not there.
+    overwrite
+        Whether a job that is there already may be replaced although its plan is another one.
+
+    Raises
+    ------
+    RunError
+        ``FF-RUN-JOB-FILES`` if the job's folder holds anything that no job of ours has: a forgotten ``app/custom``
+        would go along and switch the allow-list off. ``FF-RUN-JOB-EXISTS`` without ``overwrite``.
+    """
     job = folder / plan.name
-    for name, text in job_files(plan).items():
+    files = job_files(plan)
+    _verify_own(job, files)
+    if not overwrite and any(job.glob("*")) and not _is_job_of(plan, job):
+        raise RunError(
+            "FF-RUN-JOB-EXISTS",
+            got=f"a job '{plan.name}' that is there already, with another plan",
+            expected="a new name, or the same plan again",
+            next_step="rename the plan, choose another folder, or add --overwrite",
+        )
+    for name, text in files.items():
         file = job / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     return job
+
+
+def _verify_own(job: Path, files: Mapping[str, str]) -> None:
+    """Refuse what no job of ours has; a link could lead anywhere, so it is refused as well."""
+    own = {job / name for name in files}
+    folders = {parent for file in own for parent in file.parents}
+    odd = [path for path in job.rglob("*") if path.is_symlink() or path not in (folders if path.is_dir() else own)]
+    if odd:
+        raise RunError(
+            "FF-RUN-JOB-FILES",
+            got=f"a folder '{job.name}' that holds {len(odd)} other files or folders",
+            expected=f"a new or empty folder, or one with {', '.join(files)} and nothing else: a job carries no code",
+            next_step="move the other files away, or choose another folder",
+        )
+
+
+def _is_job_of(plan: Plan, job: Path) -> bool:
+    try:
+        return read_plan(job) == plan
+    except PlanError:
+        return False
 
 
 def _text(data: dict[str, Any]) -> str:

@@ -105,8 +105,8 @@ class Attribute(StrictModel):
             )
         if self.edges is not None:
             if len(self.edges) != len(self.values) - 1:
-                wanted = len(self.values) - 1
-                raise rule(f"got {len(self.edges)} edges for the values of '{self.name}', expected {wanted}")
+                values = f"the {len(self.values)} values of '{self.name}'"
+                raise rule(f"got {len(self.edges)} edges for {values}, expected {len(self.values) - 1}")
             if list(self.edges) != sorted(set(self.edges)):
                 raise rule(f"got edges of '{self.name}' out of order, expected strictly increasing numbers")
         return self
@@ -123,14 +123,16 @@ class MlpModel(StrictModel):
     """Multi-layer perceptron for tables."""
 
     name: Literal["mlp"]
-    hidden: Annotated[tuple[Count, ...], Field(max_length=8)]
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(max_length=8)]
 
 
 class CnnModel(StrictModel):
     """Small convolutional network for images: one stride-2 block (convolution, GroupNorm, ReLU) per width."""
 
     name: Literal["cnn"]
-    widths: Annotated[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...], Field(min_length=1, max_length=8)]
+    widths: Annotated[
+        tuple[Annotated[int, Field(ge=8, le=4096, multiple_of=8)], ...], Field(min_length=1, max_length=8)
+    ]
 
 
 class ResNet18Model(StrictModel):

@@ -2,8 +2,11 @@
 """The plans of the jobs that FairFlare ships, and the building blocks for new ones.
 
 ``jobs/`` is generated from here (``fairflare jobs write``) and a test compares the two. Two presets of FlexFair:
-``paper`` is what the article describes, made exact across sites; ``official`` is what the authors' public code does
-(label strata, mean over groups, no factor n / n_s, statistics of each batch; algorithms section 8.2).
+``paper`` is the article's penalty, exact across sites, without bounds; ``official`` is the penalty of the authors'
+public code (label strata, mean over groups, no factor n / n_s, statistics of each batch in lock step; algorithms
+section 8.2). Not copied: their sigmoid in front of the cross-entropy (8.3, no. 7), their warm start, their choices on
+test data. The shipped jobs bound weights and utility, since large strengths on small groups can drive a model to a
+constant.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ def flexfair(*penalties: Json, preset: Preset = "paper", **changes: Any) -> Json
     """
     method = {
         "name": "flexfair", "penalties": list(penalties), "refresh": "round", "scaling": "joint",
-        "min_weight": 0.0, "max_weight": 8.0, "utility_clip": 10.0,
+        "min_weight": None, "max_weight": None, "utility_clip": None,
     }  # fmt: skip
     if preset == "official":
         renamed = {"demographic_parity": "equalized_odds"}
@@ -57,10 +60,12 @@ def flexfair(*penalties: Json, preset: Preset = "paper", **changes: Any) -> Json
             {**one, "criterion": renamed.get(one["criterion"], one["criterion"]), "reduction": "mean"}
             for one in penalties
         ]
-        method.update(refresh="step", scaling="official", min_weight=None, max_weight=None)
+        method.update(refresh="step", scaling="official")
     return {**method, **changes}
 
 
+#: Bounds of the shipped jobs: no record counts less than nothing, or more than eight times, and outliers are cut off.
+BOUNDS: Json = {"min_weight": 0.0, "max_weight": 8.0, "utility_clip": 10.0}
 FEDAVG: Json = {"name": "fedavg"}
 
 
@@ -137,21 +142,22 @@ def _plan(data: Mapping[str, Any]) -> Plan:
 
 
 def _heart_flexfair(name: str) -> Plan:
-    return heart(name, flexfair(penalty("sex", "equal_opportunity", 1.0)))
+    return heart(name, flexfair(penalty("sex", "equal_opportunity", 1.0), **BOUNDS))
 
 
 def _skin_flexfair(name: str) -> Plan:
-    return skin(name, flexfair(penalty("age", "equalized_odds", 1.0), penalty("sex", "equalized_odds", 1.0)))
+    return skin(name, flexfair(penalty("age", "equalized_odds", 1.0), penalty("sex", "equalized_odds", 1.0), **BOUNDS))
 
 
 def _skin_flexfair_site(name: str) -> Plan:
-    return skin(name, flexfair(penalty("source", "equal_opportunity", 2.0, form="bounded")))
+    return skin(name, flexfair(penalty("source", "equal_opportunity", 2.0, form="bounded"), **BOUNDS))
 
 
 def _official(plan: Plan, batches: int) -> Plan:
     """FlexFair as the authors' code runs it: lock step, ``batches`` of proportional size per epoch at each site."""
     data = json.loads(plan.model_dump_json())
     data["training"]["batch"] = {"unit": "batches_per_epoch", "amount": batches}
+    data["training"]["class_weights"] = [1.0, 1.0]
     penalties = [{**one, "strength": 2.0} for one in data["method"]["penalties"]]
     data["method"] = flexfair(*penalties, preset="official")
     return _plan(data)

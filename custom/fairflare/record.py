@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fairflare import schema
 from fairflare.errors import RunError
-from fairflare.fairness.groups import HEAD, EvaluationSums
+from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums
 from fairflare.plan import Plan
 from fairflare.schema import StrictModel
 
 FILE_NAME = "record.json"
 MODEL_NAME = "model.safetensors"
 PROGRESS_NAME = "progress.jsonl"
+_SESSION = "session-"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Refusal(StrictModel):
@@ -75,8 +79,8 @@ class Seconds(StrictModel):
 class RoundRecord(StrictModel):
     """One round: statistics and validation at its first model, then training; ``model_sha256`` is its last model.
 
-    ``at_minimum`` and ``at_maximum`` count records (per utility) whose weight was held at the plan's bound: once a
-    round, or in lock step once for every step that a record was in.
+    ``weighed`` counts the weights that the method gave (per record and utility; once a round, or in lock step for
+    every step that a record was in), ``at_minimum`` and ``at_maximum`` those of them held at the plan's bound.
     """
 
     round: int
@@ -84,12 +88,13 @@ class RoundRecord(StrictModel):
     refusals: tuple[Refusal, ...]
     records: float
     train_loss: float
+    weighed: float
     at_minimum: float
     at_maximum: float
     penalties: tuple[PenaltyRecord, ...]
     validation: tuple[GroupLine, ...]
     seconds: Seconds
-    model_sha256: str
+    model_sha256: Sha256
 
 
 class Cell(StrictModel):
@@ -108,7 +113,7 @@ class Cell(StrictModel):
 class Final(StrictModel):
     """The last model's hash, who took part in its evaluation, and evaluation sums per split."""
 
-    model_sha256: str
+    model_sha256: Sha256
     participants: tuple[str, ...]
     refusals: tuple[Refusal, ...]
     validation: tuple[Cell, ...]
@@ -117,13 +122,26 @@ class Final(StrictModel):
 
 
 class Session(StrictModel):
-    """One start of the job; a resumed job is a new session that goes on from an earlier one's last complete round."""
+    """One start of the job; a resumed job is a new session that goes on from an earlier one's last complete round.
+
+    ``roster`` are the sites that were asked to join; ``records``, empty before anybody has joined, are sums over those
+    that did. A later session may have other sites.
+    """
 
     number: int
     transport: Literal["flare", "local"]
     started: str
     first_round: int
-    previous_record_sha256: str | None
+    previous_record_sha256: Sha256 | None
+    roster: tuple[str, ...]
+    join_refusals: tuple[Refusal, ...]
+    records: dict[str, float]
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """Sites of the roster that joined."""
+        refused = {refusal.site for refusal in self.join_refusals}
+        return tuple(site for site in self.roster if site not in refused)
 
 
 class Reason(StrictModel):
@@ -138,19 +156,31 @@ class RunRecord(StrictModel):
 
     format: Literal["fairflare/record/1"]
     plan: Plan
-    plan_sha256: str
+    plan_sha256: Sha256
     software: dict[str, str]
     notices: tuple[str, ...]
     sessions: tuple[Session, ...]
     status: Literal["running", "complete", "stopped"]
     reason: Reason | None
     ended: str | None
-    roster: tuple[str, ...]
-    join_refusals: tuple[Refusal, ...]
-    records: dict[str, float]
-    initial_model_sha256: str
+    initial_model_sha256: Sha256
     rounds: tuple[RoundRecord, ...]
     final: Final | None
+
+    @property
+    def roster(self) -> tuple[str, ...]:
+        """Sites that the newest session asked to join."""
+        return self.sessions[-1].roster if self.sessions else ()
+
+    @property
+    def join_refusals(self) -> tuple[Refusal, ...]:
+        """Sites that the newest session asked in vain."""
+        return self.sessions[-1].join_refusals if self.sessions else ()
+
+    @property
+    def records(self) -> dict[str, float]:
+        """Records by split over the sites that joined the newest session."""
+        return self.sessions[-1].records if self.sessions else {}
 
     def evaluation(self, split: Literal["validation", "test"]) -> EvaluationSums:
         """Evaluation sums of the final model; raises :class:`RunError` if the run has none."""
@@ -183,10 +213,14 @@ def cells_from_sums(plan: Plan, sums: EvaluationSums) -> tuple[Cell, ...]:
 
 
 def sums_from_cells(plan: Plan, cells: tuple[Cell, ...]) -> EvaluationSums:
-    """Inverse of :func:`cells_from_sums`."""
+    """Inverse of :func:`cells_from_sums`; raises :class:`RunError` for other cells than the plan's."""
+    values = {EVERYBODY: (EVERYBODY,), **{attribute.name: attribute.values for attribute in plan.attributes}}
+    wanted = [(name, group, label) for name, groups in values.items() for group in groups for label in (0, 1)]
     rows = [[c.count, c.sites, c.cross_entropy, c.score, *c.histogram] for c in cells]
     sizes = {attribute.name: len(attribute.values) for attribute in plan.attributes}
     try:
+        if [(c.attribute, c.group, c.label) for c in cells] != wanted:
+            raise ValueError("other cells, or in another order")
         vector = np.array(rows, dtype=np.float64).ravel()
         return EvaluationSums.from_vector(vector, sizes, plan.evaluation.score_bins)
     except ValueError:
@@ -220,8 +254,18 @@ def read_record(path: Path) -> RunRecord:
     return schema.read(RunRecord, file, error=RunError, what="record")
 
 
+def session_number(name: str) -> int:
+    """N of a session's folder ``session-N``; 0 for any other name."""
+    text = name.removeprefix(_SESSION)
+    return int(text) if name.startswith(_SESSION) and text.isdecimal() else 0
+
+
 def find_record(run: Path) -> Path:
-    """The record of a run: ``run`` itself, the one in it, or the newest one anywhere under it."""
+    """The record of a run: ``run`` itself, the one in it, or one below it.
+
+    Of several, the one written last names the run; where a run has several sessions (``session-N``), the one with the
+    largest N is taken, since copying a folder changes its files' times.
+    """
     if run.is_file():
         return run
     if (run / FILE_NAME).is_file():
@@ -235,7 +279,15 @@ def find_record(run: Path) -> Path:
             next_step="name the folder that 'fairflare run' wrote; if it is this one, the job ended before its first "
             "phase: read the server's log",
         )
-    return found[-1]
+    place, _ = _place(run, found[-1])
+    return max((file for file in found if _place(run, file)[0] == place), key=lambda file: _place(run, file)[1])
+
+
+def _place(run: Path, file: Path) -> tuple[tuple[str, ...], int]:
+    """Where a record lies below ``run``, with its session's number taken out, and that number."""
+    parts = file.relative_to(run).parts
+    numbers = [session_number(part) for part in parts]
+    return tuple(_SESSION if number else part for part, number in zip(parts, numbers, strict=True)), max(numbers)
 
 
 def changed(record: RunRecord, **fields: Any) -> RunRecord:

@@ -2,60 +2,55 @@
 """One strict way to read a JSON file: frozen objects, unknown keys refused with the nearest valid name.
 
 Every file a person writes for FairFlare (plan, catalogue, record) goes through :func:`parse`. Nothing has a default:
-what a file does not say, FairFlare does not assume.
+what a file does not say, FairFlare does not assume. A refusal repeats a key or a text of the file only if it has the
+form of an identifier: anything else could be a path or somebody's name.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fairflare.errors import FairFlareError
 
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_EXPECTED = ", expected "
+
 
 class StrictModel(BaseModel):
-    """Frozen, without coercion, without defaults, and with a helpful refusal of unknown keys."""
+    """Frozen, without coercion, without defaults, and with a helpful refusal of unknown keys (by :func:`parse`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise PydanticCustomError("unknown_key", "{text}", {"text": _unknown_key(cls, str(key))})
-        return data
-
 
 Model = TypeVar("Model", bound=StrictModel)
-
-
-def _unknown_key(cls: type[StrictModel], key: str) -> str:
-    near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.4)
-    hint = f"the nearest valid name is '{near[0]}'" if near else f"valid names are {', '.join(cls.model_fields)}"
-    return f"unknown key '{key}'; {hint}"
+Place = tuple[str | int, ...]
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key '{key}' is written twice")
+            raise ValueError(f"{_key(key)} is written twice")
         result[key] = value
     return result
 
 
-def _tuples(data: Any) -> Any:
-    """JSON's lists as tuples: documents are frozen, and strict validation takes nothing else."""
+def _frozen(data: Any) -> Any:
+    """JSON's lists as tuples, since strict validation takes nothing else; and no -0.0, which is equal to 0.0."""
     if isinstance(data, list):
-        return tuple(_tuples(item) for item in data)
-    return {key: _tuples(value) for key, value in data.items()} if isinstance(data, dict) else data
+        return tuple(_frozen(item) for item in data)
+    if isinstance(data, float):
+        return data + 0.0
+    return {key: _frozen(value) for key, value in data.items()} if isinstance(data, dict) else data
 
 
 def _refuse_constant(name: str) -> float:
@@ -79,11 +74,12 @@ def parse(model: type[Model], text: str, *, error: type[FairFlareError], what: s
     Raises
     ------
     FairFlareError
-        Of the given branch: ``*-JSON`` when the text is no JSON object, ``*-UNKNOWN-KEY``, ``*-MISSING-KEY`` or
-        ``*-VALUE`` when it does not fit the schema. All defects are named, the first one gives the code.
+        Of the given branch: ``*-JSON`` when the text is no JSON object, ``*-UNKNOWN-KEY``, ``*-MISSING-KEY``,
+        ``*-VALUE`` or ``*-RULE`` when it does not fit the schema. All defects are named, unknown keys first; the first
+        one gives the code. A rule between fields is looked at once the fields themselves are right.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        data = _frozen(json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant))
     except (ValueError, RecursionError) as problem:
         raise error(
             f"{error.prefix}JSON",
@@ -92,9 +88,9 @@ def parse(model: type[Model], text: str, *, error: type[FairFlareError], what: s
             next_step=f"correct the {what} at the place named",
         ) from None
     try:
-        return model.model_validate(_tuples(data))
+        return model.model_validate(data)
     except ValidationError as problem:
-        raise _refusal(problem, error, what) from None
+        raise _refusal([(_path(data, one), one) for one in _defects(model, data, problem)], error, what) from None
 
 
 def read(model: type[Model], path: Path, *, error: type[FairFlareError], what: str) -> Model:
@@ -112,8 +108,8 @@ def read(model: type[Model], path: Path, *, error: type[FairFlareError], what: s
 
 
 def canonical(document: StrictModel) -> bytes:
-    """Canonical form of a document: UTF-8 JSON with sorted keys, no spaces, shortest round-trip numbers."""
-    data = document.model_dump(mode="json")
+    """Canonical form of a document: UTF-8 JSON with sorted keys, no spaces, shortest round-trip numbers, no -0.0."""
+    data = _frozen(document.model_dump(mode="json"))
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
@@ -122,26 +118,160 @@ def pretty(document: StrictModel) -> str:
     return json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-_CODES = {"unknown_key": "UNKNOWN-KEY", "missing": "MISSING-KEY", "rule": "RULE"}
-
-
 def rule(text: str, next_step: str = "") -> PydanticCustomError:
-    """Error for a validator of a schema: a rule between fields that is broken; ``text`` says got and expected."""
-    return PydanticCustomError("rule", "{text}", {"text": text, "next_step": next_step})
+    """Error for a validator of a schema: a rule between fields that is broken; ``text`` is "got ..., expected ..."."""
+    got, _, expected = text.removeprefix("got ").partition(_EXPECTED)
+    return PydanticCustomError("rule", "{text}", {"text": got, "expected": expected, "next_step": next_step})
 
 
-def _refusal(problem: ValidationError, error: type[FairFlareError], what: str) -> FairFlareError:
-    lines = []
-    for item in problem.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "top level"
-        value = item.get("input")
-        shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) and len(repr(value)) < 80 else ""
-        lines.append(f"{where}: {item['msg']}{shown}")
-    first = problem.errors()[0]
-    context = first.get("ctx") or {}
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@dataclass(frozen=True)
+class _Defect:
+    code: Literal["UNKNOWN-KEY", "MISSING-KEY", "VALUE", "RULE"]
+    place: Place
+    text: str
+    expected: str = ""
+    next_step: str = ""
+
+
+def _refusal(defects: list[tuple[str, _Defect]], error: type[FairFlareError], what: str) -> FairFlareError:
+    generic = f"a {what} that follows its schema, every field written out"
+    first = defects[0][1]
     return error(
-        f"{error.prefix}{_CODES.get(first['type'], 'VALUE')}",
-        got="; ".join(lines),
-        expected=f"a {what} that follows its schema, every field written out",
-        next_step=str(context.get("next_step") or f"correct {'this field' if len(lines) == 1 else 'these fields'}"),
+        f"{error.prefix}{first.code}",
+        got="; ".join(f"{path}: {defect.text}" if path else defect.text for path, defect in defects),
+        expected="; ".join(dict.fromkeys(defect.expected or generic for _, defect in defects)),
+        next_step=first.next_step or f"correct {'this field' if len(defects) == 1 else 'these fields'}",
     )
+
+
+def _path(data: Any, defect: _Defect) -> str:
+    """Where a defect is in the document, as ``method.penalties.0``; keys that people choose only if identifiers."""
+    parts = []
+    for part in defect.place:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, tuple) and isinstance(part, int):
+            data = data[part] if part < len(data) else None
+        elif defect.code != "MISSING-KEY" or part != defect.place[-1]:
+            continue  # pydantic's name for the member of a union
+        parts.append(str(part) if isinstance(part, int) or _is_identifier(part) else "?")
+    return ".".join(parts) or ("" if defect.code == "RULE" else "top level")
+
+
+def _defects(model: type[StrictModel], data: Any, problem: ValidationError) -> Iterator[_Defect]:
+    """Every defect once: unknown keys in all objects of the document, then what pydantic found."""
+    unknown = list(_unknown_keys(model, None, data, ()))
+    yield from (defect for defect, _ in unknown)
+    # The right name of a misspelt key is missing as well, which needs no line of its own.
+    meant = {(*defect.place, near) for defect, near in unknown}
+    seen = {defect.place for defect, _ in unknown}
+    for item in problem.errors(include_url=False):
+        place = item["loc"]
+        if item["type"] == "extra_forbidden" and place[:-1] in seen:
+            continue
+        if item["type"] in {"missing", "union_tag_not_found"} and (*place, *_discriminator(item)) in meant:
+            continue
+        # Items that were refused are not counted by pydantic, although they are there.
+        if item["type"] == "too_short" and len(item["input"]) >= (item.get("ctx") or {})["min_length"]:
+            continue
+        yield _from_pydantic(item)
+
+
+def _from_pydantic(item: ErrorDetails) -> _Defect:
+    context, place = item.get("ctx") or {}, item["loc"]
+    match item["type"]:
+        case "rule":
+            return _Defect("RULE", place, context["text"], context["expected"], context["next_step"])
+        case "extra_forbidden":
+            return _Defect("UNKNOWN-KEY", place[:-1], f"unknown {_key(str(place[-1]))}")
+        case "missing":
+            return _Defect("MISSING-KEY", place, item["msg"])
+        case "union_tag_not_found":
+            return _Defect("MISSING-KEY", (*place, *_discriminator(item)), "Field required")
+        case "union_tag_invalid":
+            # pydantic's own message would repeat the tag, whatever it is.
+            shown = _shown(item["input"].get(*_discriminator(item)))
+            return _Defect("VALUE", place, f"Input should be {context['expected_tags']}{shown}")
+        case _:
+            return _Defect("VALUE", place, f"{item['msg']}{_shown(item['input'])}")
+
+
+def _discriminator(item: ErrorDetails) -> tuple[str, ...]:
+    """Name of the key that tells the members of a union apart; nothing for other errors."""
+    name = (item.get("ctx") or {}).get("discriminator")
+    return () if name is None else (str(name).strip("'"),)
+
+
+def _unknown_keys(
+    annotation: Any, discriminator: str | None, data: Any, place: Place
+) -> Iterator[tuple[_Defect, str | None]]:
+    """Unknown keys of each object in ``data`` for which the schema has a model, with the nearest valid name."""
+    inner = get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
+        if not isinstance(data, dict):
+            return
+        for key in data:
+            if key not in annotation.model_fields:
+                yield _unknown_key(key, annotation.model_fields, annotation.model_fields.keys() - data.keys(), place)
+        for name, field in annotation.model_fields.items():
+            if name in data:
+                told_by = field.discriminator if isinstance(field.discriminator, str) else None
+                yield from _unknown_keys(field.annotation, told_by, data[name], (*place, name))
+    elif discriminator is not None:
+        yield from _unknown_in_union(inner, discriminator, data, place)
+    elif get_origin(annotation) is dict and isinstance(data, dict):
+        for key, value in data.items():
+            yield from _unknown_keys(inner[1], None, value, (*place, key))
+    elif get_origin(annotation) is tuple and isinstance(data, tuple):
+        kinds = inner[:1] * len(data) if inner[-1:] == (...,) else inner
+        for at, (kind, value) in enumerate(zip(kinds, data, strict=False)):
+            yield from _unknown_keys(kind, None, value, (*place, at))
+    elif inner and get_origin(annotation) is not Literal:  # a choice without a tag, such as "or null"
+        for kind in inner:
+            yield from _unknown_keys(kind, None, data, place)
+
+
+def _unknown_in_union(
+    kinds: tuple[type[StrictModel], ...], tag: str, data: Any, place: Place
+) -> Iterator[tuple[_Defect, str | None]]:
+    if not isinstance(data, dict):
+        return
+    if tag in data:
+        for kind in kinds:
+            if data[tag] in get_args(kind.model_fields[tag].annotation):
+                yield from _unknown_keys(kind, None, data, (*place, data[tag]))
+        return
+    known = {name for kind in kinds for name in kind.model_fields}
+    for key in data:
+        if key not in known:
+            yield _unknown_key(key, sorted(known), [tag], place)
+
+
+def _unknown_key(key: str, valid: Collection[str], absent: Collection[str], place: Place) -> tuple[_Defect, str | None]:
+    """Defect and nearest name; a name that is not there yet is nearer than one that is."""
+    near = _nearest(key, [name for name in valid if name in absent]) or _nearest(key, valid)
+    hint = f"the nearest valid name is '{near}'" if near else f"valid names are {', '.join(valid)}"
+    return _Defect("UNKNOWN-KEY", place, f"unknown {_key(key)}; {hint}"), near
+
+
+def _nearest(key: str, names: Collection[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(key, names, n=1, cutoff=0.4)), None)
+
+
+def _is_identifier(text: str) -> bool:
+    return _IDENTIFIER.fullmatch(text) is not None
+
+
+def _key(key: str) -> str:
+    return f"key '{key}'" if _is_identifier(key) else "key (no identifier, so not repeated here)"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return f" (got '{value}')" if _is_identifier(value) else f" (got a text of {len(value)} characters)"
+    if isinstance(value, (bool, int, float)) and len(repr(value)) < 80:
+        return f" (got {value!r})"
+    return ""

@@ -10,12 +10,12 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-from tests.benchmarks.subjects import resnet_plan
 
 from fairflare.engine.collector import Collector
 from fairflare.engine.messages import TRAIN, Layout, Message, Reply, layout_of
 from fairflare.models import initial_vector
 from fairflare.secagg.protection import Payload
+from tests.benchmarks.subjects import resnet_plan
 
 MB = 1e6
 

@@ -38,7 +38,10 @@ def network(settings: dict[str, Any]) -> nn.Module:
     channels: int = settings["inputs"]
     kind = settings["model"]["name"]
     if kind == "resnet18":
-        return ResNet(BasicBlock, [2, 2, 2, 2], num_classes=2, norm_layer=lambda width: nn.GroupNorm(32, width))
+        resnet: nn.Module = ResNet(
+            BasicBlock, [2, 2, 2, 2], num_classes=2, norm_layer=lambda width: nn.GroupNorm(32, width)
+        )
+        return resnet
     layers: list[nn.Module] = []
     if kind == "mlp":
         for width in settings["model"]["hidden"]:
@@ -93,7 +96,7 @@ class Hospital:
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits of all records."""
         with torch.no_grad():
-            return torch.cat([self.model(self.prepare(part)) for part in inputs.split(FORWARD_BATCH)])
+            return torch.cat([self.model(self.prepare(part)) for part in torch.split(inputs, FORWARD_BATCH)])
 
     def measure(self, vector: torch.Tensor) -> tuple[GroupSums, tuple[float, float]]:
         """Group sums of the training records; validation loss and sum of scores."""
@@ -150,7 +153,7 @@ class Hospital:
             task = (self.class_weights[labels] * entropy).mean()
             loss = task + (extra[index] * entropy.clamp(max=clip)).mean()
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             loss_sum += task.item() * len(index)
         vector = parameters_to_vector(self.model.parameters()).detach()

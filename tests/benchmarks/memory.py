@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from fairflare.models import initial_vector
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.processes import flare, say, script
 from tests.benchmarks.subjects import Size, memory_hospitals, resnet_plan
-
-from fairflare.models import initial_vector
 
 SECTION = "B. Memory of the server"
 ROUNDS = 2

@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import timeline
-from tests.benchmarks.subjects import ROOT
-
 from fairflare.engine.verify import verify_run
 from fairflare.flare.simulate import Simulation
 from fairflare.jobs import write_job
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog
+from tests.benchmarks import timeline
+from tests.benchmarks.subjects import ROOT
 
 #: Seconds after which a run counts as hanging.
 LIMIT = 420.0

@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fairflare.plan import ImageInput
 from tests.benchmarks.figures import Figure, spread
 from tests.benchmarks.processes import flare, say, script
 from tests.benchmarks.serialisation import cost
 from tests.benchmarks.spec import write_spec
 from tests.benchmarks.subjects import AIM, AIMED_AT, Subject
 from tests.benchmarks.timeline import PARTS, Timeline
-
-from fairflare.plan import ImageInput
 
 SECTION = "A. Seconds per round, start-up apart"
 #: Largest relative difference of training losses that still counts as the same work (float sums in another order).

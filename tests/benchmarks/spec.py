@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tests.benchmarks.subjects import Subject
 
 from fairflare.data.manifest import SiteData, load
 from fairflare.engine.training import Trainer
@@ -16,6 +15,7 @@ from fairflare.methods import FlexFairParameters
 from fairflare.models import initial_vector
 from fairflare.plan import ImageInput, Plan, TableInput
 from fairflare.seeds import generator
+from tests.benchmarks.subjects import Subject
 
 
 def write_spec(subject: Subject, folder: Path) -> Path:

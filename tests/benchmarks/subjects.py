@@ -39,7 +39,7 @@ class Size:
     accumulator_sites: tuple[int, int]
 
 
-FULL = Size(600, 13, 7, False, 60, 7, 4, (4, 8), 2, (4, 64))
+FULL = Size(600, 13, 13, False, 60, 7, 4, (4, 8), 3, (4, 64))
 QUICK = Size(60, 3, 2, True, 20, 2, 2, (2, 4), 1, (2, 4))
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from tests.federation.support import SITES, changed, fairflare, make_hospitals
 
 from fairflare import presets
 from fairflare.flare.simulate import Simulation
 from fairflare.jobs import AGGREGATOR, CONTROLLER, write_job
 from fairflare.record import read_record
+from tests.federation.support import SITES, changed, fairflare, make_hospitals
 
 pytestmark = pytest.mark.federation
 

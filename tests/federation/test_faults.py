@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.federation.faulty import PATH, SECRET
-from tests.federation.support import ROOT, changed, fairflare, files_with, loaders, make_hospitals, models
 
 from fairflare import presets
 from fairflare.engine.local import answer, software
@@ -24,6 +22,8 @@ from fairflare.jobs import write_job
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog
 from fairflare.record import RunRecord
+from tests.federation.faulty import PATH, SECRET
+from tests.federation.support import ROOT, changed, fairflare, files_with, loaders, make_hospitals, models
 
 pytestmark = pytest.mark.federation
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.federation.support import SITES, changed, fairflare, make_hospitals
 
 from fairflare import presets
 from fairflare.flare.simulate import _marks, end_processes
 from fairflare.jobs import write_job
 from fairflare.policy import write_catalog
 from fairflare.record import PROGRESS_NAME, RunRecord, read_record
+from tests.federation.support import SITES, changed, fairflare, make_hospitals
 
 pytestmark = pytest.mark.federation
 

@@ -76,6 +76,9 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "misspelt key": (renamed("training.rounds", "round"), "FF-PLAN-UNKNOWN-KEY", "'rounds'"),
     "misspelt key at the top": (renamed("method", "methods"), "FF-PLAN-UNKNOWN-KEY", "'method'"),
     "misspelt key in a penalty": (renamed("method.penalties.0.strength", "lambda"), "FF-PLAN-UNKNOWN-KEY", "lambda"),
+    "misspelt name of a method": (renamed("method.name", "nmae"), "FF-PLAN-UNKNOWN-KEY", "'name'"),
+    "misspelt kind of input": (renamed("task.input.kind", "knd"), "FF-PLAN-UNKNOWN-KEY", "'kind'"),
+    "missing name of a method": (without("method.name"), "FF-PLAN-MISSING-KEY", "method.name"),
     "missing field": (without("training.seed"), "FF-PLAN-MISSING-KEY", "training.seed"),
     "missing null": (without("differential_privacy"), "FF-PLAN-MISSING-KEY", "differential_privacy"),
     "text for a number": (setting("training.rounds", "20"), "FF-PLAN-VALUE", "training.rounds"),
@@ -108,6 +111,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "table for a convolutional network": (
         setting("model", {"name": "cnn", "widths": [16]}), "FF-PLAN-RULE", "mlp",
     ),
+    "layer of a billion neurons": (setting("model.hidden", [10**9]), "FF-PLAN-VALUE", "65536"),
+    "image network of endless width": (setting("model.widths", [2**20], SKIN), "FF-PLAN-VALUE", "4096"),
     "network from a class path": (setting("model", {"name": "os.system"}), "FF-PLAN-VALUE", "model"),
     "more halvings than pixels": (
         setting("model.widths", [8] * 7, SKIN), "FF-PLAN-RULE", "halvings",
@@ -152,7 +157,7 @@ def test_a_broken_plan_is_refused_with_code_got_expected_and_next_step(defect):
     with pytest.raises(PlanError) as caught:
         parse_plan(text)
     assert caught.value.code == code
-    assert word in caught.value.got
+    assert word in caught.value.got + caught.value.expected
     assert caught.value.expected
     assert caught.value.next_step
     assert caught.value.code in str(caught.value)
@@ -160,6 +165,78 @@ def test_a_broken_plan_is_refused_with_code_got_expected_and_next_step(defect):
 
 def test_there_are_many_broken_plans():
     assert len(BROKEN) >= 50
+
+
+def refusal(text: str) -> PlanError:
+    with pytest.raises(PlanError) as caught:
+        parse_plan(text)
+    return caught.value
+
+
+def test_all_defects_are_named_and_unknown_keys_first():
+    data = json.loads(renamed("method.name", "nmae"))
+    data["training"]["round"] = data["training"].pop("rounds")
+    data["training"]["seed"] = -1
+    data["task"]["input"]["features"][2]["scael"] = data["task"]["input"]["features"][2].pop("scale")
+    data["model"]["hidden"] = ["32"]
+    del data["cells"]["sites"]
+    problem = refusal(json.dumps(data))
+    assert problem.code == "FF-PLAN-UNKNOWN-KEY"
+    assert problem.got.split("; ") == [
+        "task.input.features.2: unknown key 'scael'", "the nearest valid name is 'scale'",
+        "training: unknown key 'round'", "the nearest valid name is 'rounds'",
+        "method: unknown key 'nmae'", "the nearest valid name is 'name'",
+        "cells.sites: Field required",
+        "model.hidden.0: Input should be a valid integer (got a text of 2 characters)",
+        "training.seed: Input should be greater than or equal to 0 (got -1)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["method.penalties.0.strength", "task.input.features.0.scale"])
+def test_a_defect_in_an_item_is_not_an_item_too_few(path):
+    data = json.loads(setting(path, -1.0))
+    data["task"]["input"]["features"] = data["task"]["input"]["features"][:1]
+    assert "at least" not in refusal(json.dumps(data)).got
+    assert "at least 1 item" in refusal(setting("method.penalties", [])).got
+
+
+SECRET = "/srv/anna mueller.csv"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({**HEART, SECRET: 1}),
+        setting("format", SECRET),
+        setting("name", SECRET),
+        setting("method.name", SECRET),
+        setting("method.penalties.0.weights", SECRET),
+        setting("method.penalties.0", {SECRET: 1}),
+        setting("model", {SECRET: "mlp"}),
+        setting("attributes.0.values.0", SECRET),
+        f'{{"{SECRET}": 1, "{SECRET}": 2}}',
+    ],
+)
+def test_what_is_no_identifier_is_not_repeated(text):
+    problem = refusal(text)
+    assert "anna" not in str(problem)
+    assert "srv" not in str(problem)
+
+
+def test_a_broken_rule_says_what_was_expected_of_it():
+    problem = refusal(setting("attributes.1.edges", [40.0, 60.0]))
+    assert (problem.got, problem.expected) == ("attributes.1: 2 edges for the 2 values of 'age'", "1")
+    problem = refusal(setting("model", {"name": "cnn", "widths": [16]}))
+    assert problem.got == "model 'cnn' for table input"
+    assert problem.expected == "mlp for tables, cnn or resnet18 for images"
+    both = json.loads(setting("attributes.1.edges", [40.0, 60.0]))
+    both["cells"]["minimum"] = -1
+    assert refusal(json.dumps(both)).expected == "1; a plan that follows its schema, every field written out"
+
+
+def test_a_document_nested_too_deeply_is_refused():
+    assert refusal("[" * 600 + "]" * 600).code in {"FF-PLAN-JSON", "FF-PLAN-VALUE"}
+    assert refusal("[" * 100_000 + "]" * 100_000).code == "FF-PLAN-JSON"
 
 
 @pytest.mark.parametrize("name", presets.JOBS)
@@ -193,6 +270,26 @@ def test_every_change_of_a_field_changes_the_hash(path, value):
 
 def test_a_number_written_as_an_integer_is_the_same_plan():
     assert parse_plan(setting("method.penalties.0.strength", 1)).sha256 == presets.shipped("heart_flexfair").sha256
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["method.penalties.0.strength", "training.optimizer.weight_decay", "attributes.1.edges.0",
+     "task.input.features.0.center"],
+)  # fmt: skip
+def test_zero_below_zero_is_the_same_plan(path):
+    first, second = parse_plan(setting(path, 0.0)), parse_plan(setting(path, -0.0))
+    assert first == second
+    assert first.sha256 == second.sha256
+    assert "-0.0" not in schema.pretty(second)
+
+
+def test_equal_plans_made_from_objects_have_equal_hashes():
+    zero = parse_plan(setting("training.optimizer.weight_decay", 0.0))
+    below = zero.training.optimizer.model_copy(update={"weight_decay": -0.0})
+    other = zero.model_copy(update={"training": zero.training.model_copy(update={"optimizer": below})})
+    assert other == zero
+    assert other.sha256 == zero.sha256
 
 
 def test_a_plan_cannot_be_changed():

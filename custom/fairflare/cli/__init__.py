@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fairflare import __version__
 from fairflare.cli import data, demo, jobs, plan, report, run
+from fairflare.cli.files import file_error
 from fairflare.errors import FairFlareError
 
 app = typer.Typer(
@@ -39,12 +40,19 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line; an error of ours becomes four lines on standard error and exit status 1."""
+    """Run the command line; an error of ours, or of the file system, becomes four lines and exit status 1."""
     try:
         app()
     except FairFlareError as problem:
-        console = Console(stderr=True, highlight=False)
-        console.print(f"{problem.code}", style="bold red", markup=False)
-        for name, text in (("got", problem.got), ("expected", problem.expected), ("next step", problem.next_step)):
-            console.print(f"  {name + ':':<10} {text}", markup=False, soft_wrap=True)
+        _show(problem)
         sys.exit(1)
+    except OSError as problem:
+        _show(file_error(problem, sys.argv[1:]))
+        sys.exit(1)
+
+
+def _show(problem: FairFlareError) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{problem.code}", style="bold red", markup=False)
+    for name, text in (("got", problem.got), ("expected", problem.expected), ("next step", problem.next_step)):
+        console.print(f"  {name + ':':<10} {text}", markup=False, soft_wrap=True)

@@ -25,9 +25,13 @@ def write(to: Folder = Path("jobs")) -> None:
 
 
 @app.command()
-def make(plan: Annotated[Path, typer.Argument(help="A plan.json.")], to: Folder = Path("jobs")) -> None:
+def make(
+    plan: Annotated[Path, typer.Argument(help="A plan.json.")],
+    to: Folder = Path("jobs"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a job of the same name.")] = False,
+) -> None:
     """Write the job of one plan."""
-    typer.echo(f"wrote {write_job(read_plan(plan), to)}")
+    typer.echo(f"wrote {write_job(read_plan(plan), to, overwrite=overwrite)}")
 
 
 @app.command()

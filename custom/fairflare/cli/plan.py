@@ -16,19 +16,27 @@ from fairflare.plan import Plan, read_plan
 
 app = typer.Typer(help="Write, check, hash and compare training plans.", no_args_is_help=True)
 
+#: Short names of FlexFair's two presets, on the plan that is quickest to try.
+ALIASES = {"paper": "heart_flexfair", "official": "heart_flexfair_official"}
+_SHORT = ", ".join(f"{short} ({name})" for short, name in ALIASES.items())
+_PRESETS = (*presets.PRESETS, *ALIASES)
+
 PlanFile = Annotated[Path, typer.Argument(help="A plan.json, or a job's folder that holds one.")]
 
 
 @app.command()
 def new(
-    preset: Annotated[str, typer.Option(help=f"What to start from: {', '.join(presets.PRESETS)}.")] = "heart_flexfair",
+    preset: Annotated[
+        str, typer.Option(help=f"What to start from: {', '.join(presets.PRESETS)}; or {_SHORT}.")
+    ] = "heart_flexfair",
     name: Annotated[str, typer.Option(help="Name of the new plan; by default the preset's.")] = "",
     to: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
 ) -> None:
     """Write a complete plan, every field written out, to start from."""
-    if preset not in presets.PRESETS:
+    source = ALIASES.get(preset, preset)
+    if source not in presets.PRESETS:
         raise _unknown_preset(preset)
-    plan = presets.PRESETS[preset](name or preset)
+    plan = presets.PRESETS[source](name or source)
     text = schema.pretty(plan)
     if to is None:
         typer.echo(text, nl=False)
@@ -46,11 +54,11 @@ def new(
 
 
 def _unknown_preset(preset: str) -> PlanError:
-    near = difflib.get_close_matches(preset, presets.PRESETS, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(preset, _PRESETS, n=1, cutoff=0.4)
     return PlanError(
         "FF-PLAN-PRESET",
         got=f"the preset '{preset}'" + (f"; the nearest valid name is '{near[0]}'" if near else ""),
-        expected=f"one of {', '.join(presets.PRESETS)}",
+        expected=f"one of {', '.join(_PRESETS)}",
         next_step="correct --preset",
     )
 

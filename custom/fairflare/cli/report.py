@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fairflare.cli.files import verify_writable
 from fairflare.record import find_record, read_record
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def report(
     from fairflare.evaluation import render
     from fairflare.evaluation.report import compare
 
+    for file in (csv, json):
+        if file is not None:
+            verify_writable(file)
     summaries = _summaries([*([] if baseline is None else [baseline]), *runs], split)
     comparisons = [compare(summaries[0], other) for other in summaries[1:]]
     console = Console()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +78,11 @@ def local(job: Job, catalog: Catalog = None, out: Out = None, records: Records =
 
 @app.command()
 def verify(workspace: Annotated[Path, typer.Argument(help="A run's folder or a FLARE workspace.")]) -> None:
-    """Recompute what follows from a run's record: exit status 0 only for a complete and consistent run."""
+    """Recompute what follows from a run's record: exit status 0 only for a complete and consistent run.
+
+    It finds numbers that were changed where others depend on them or bound them. It cannot know whether numbers that
+    agree with one another were all invented together: what a hospital really sent, only that hospital knows.
+    """
     from fairflare.engine.verify import verify_run
 
     record = verify_run(workspace)
@@ -88,7 +93,13 @@ def verify(workspace: Annotated[Path, typer.Argument(help="A run's folder or a F
 
 
 @app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="Folder made by 'fairflare run simulate'.")]) -> None:
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder made by 'fairflare run simulate'.")],
+    catalog: Annotated[
+        Path | None,
+        typer.Option(help="Data catalogue of the new session, whose sites may be others; by default the last one's."),
+    ] = None,
+) -> None:
     """Go on from the last complete round of a run that stopped, as a new session."""
     from fairflare.engine.describe import verify_resumable
     from fairflare.flare.simulate import latest_record_folder
@@ -98,10 +109,9 @@ def resume(folder: Annotated[Path, typer.Argument(help="Folder made by 'fairflar
     record = read_record(source)
     job = folder / "job" / record.plan.name
     verify_resumable(record, read_plan(job))
-    session = source.parents[2]
-    catalog = read_catalog(session / "local" / CATALOG_NAME)
+    data = _read_catalog(catalog or source.parents[2] / "local" / CATALOG_NAME, record.plan)
     console.print(f"{record.plan.name}: going on after {len(record.rounds)} complete rounds; optimisers start anew")
-    simulated(record.plan, job, folder, catalog, resume=source)
+    simulated(record.plan, job, folder, data, resume=source)
 
 
 def _new_folder(folder: Path) -> Path:
@@ -121,11 +131,16 @@ def _catalog(catalog: Path | None, plan: Plan, folder: Path, records: int) -> Da
     if catalog is None:
         from fairflare.data.synthetic import write_hospitals
 
+        _verify_enough(plan, SYNTHETIC_SITES)
         console.print(f"no --catalog: making {len(SYNTHETIC_SITES)} synthetic hospitals of {records} records")
         target = folder / "synthetic"
         shutil.rmtree(target, ignore_errors=True)
         return write_hospitals(target, plan, SYNTHETIC_SITES, records, seed=plan.training.seed)
-    found = read_catalog(catalog)
+    return _read_catalog(catalog, plan)
+
+
+def _read_catalog(file: Path, plan: Plan) -> DataCatalog:
+    found = read_catalog(file)
     if not found.site_names:
         raise RunError(
             "FF-RUN-CATALOG",
@@ -133,6 +148,18 @@ def _catalog(catalog: Path | None, plan: Plan, folder: Path, records: int) -> Da
             expected="one with an entry per site ('sites'), since the simulator plays all of them",
             next_step="write the 'sites' form: see the README of poc/",
         )
+    _verify_enough(plan, found.site_names)
     for site in found.site_names:
         found.entry(site, plan.task.data_set)
     return found
+
+
+def _verify_enough(plan: Plan, sites: Sequence[str]) -> None:
+    least = plan.federation.min_sites
+    if len(sites) < least:
+        raise RunError(
+            "FF-RUN-SITES",
+            got=f"{len(sites)} sites",
+            expected=f"at least {least}, the plan's min_sites",
+            next_step="add sites to the catalogue (--catalog), or lower federation.min_sites in the plan of a new run",
+        )

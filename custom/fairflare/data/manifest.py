@@ -13,13 +13,13 @@ each feature (tables)   a decimal number, or empty for "not measured"
 each attribute          a word of its vocabulary (a decimal number if it has ``edges``), or empty: not known
 ======================  ====================================================================================
 
-Other columns are allowed and ignored. Whoever is named in the opt-out file is left out before anything else
-is looked at. Refusals count rows; they never repeat a cell.
+Other columns are allowed and ignored. Whoever is named in the opt-out file (``fairflare.data.opt_out``) is left out
+before anything else is looked at; an ``id`` or ``patient`` that no opt-out file could hold is refused. Refusals count
+rows; they never repeat a cell.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairflare.data.images import load_images, locate
+from fairflare.data.opt_out import is_plain_name, normal, read_opt_outs, verify_found
 from fairflare.data.table import Table, codes, count, numbers, read_table
 from fairflare.errors import DataError
 from fairflare.plan import RESERVED, Attribute, Feature, ImageInput, Plan
@@ -37,7 +38,6 @@ from fairflare.policy import Entry
 SPLITS = ("training", "validation", "test")
 MISSING, UNKNOWN = -1, -2
 
-_COMMENT = re.compile(r"(?:^|\s)#.*")
 _WHAT = "manifest"
 
 Integers = NDArray[np.int64]
@@ -150,12 +150,12 @@ def needed_columns(plan: Plan) -> tuple[str, ...]:
 def read_manifest(plan: Plan, entry: Entry) -> Manifest:
     """Read the manifest, leave out who opted out; raises :class:`DataError` if there is no table to look at."""
     table = read_table(Path(entry.manifest), needed_columns(plan), _WHAT)
-    names = _opt_outs(entry)
-    columns = table.columns
-    owners = zip(columns["id"], columns["patient"], strict=True)
-    kept = [record not in names and patient not in names for record, patient in owners]
-    unmatched = len(names - set(columns["id"]) - set(columns["patient"]))
-    table = table.keep(kept)
+    ids, patients = ([normal(cell) for cell in table.columns[name]] for name in ("id", "patient"))
+    names = frozenset[str]() if entry.opt_out is None else read_opt_outs(Path(entry.opt_out))
+    present = {*ids, *patients}
+    verify_found(names, present)
+    kept = [record not in names and patient not in names for record, patient in zip(ids, patients, strict=True)]
+    table = Table({**table.columns, "id": ids, "patient": patients}, table.rows).keep(kept)
     kind = plan.task.input
     values, wrong = _features(table, () if isinstance(kind, ImageInput) else kind.features)
     return Manifest(
@@ -167,23 +167,8 @@ def read_manifest(plan: Plan, entry: Entry) -> Manifest:
         wrong=wrong,
         opted_out=len(kept) - table.rows,
         opt_out_lines=len(names),
-        opt_out_unmatched=unmatched,
+        opt_out_unmatched=len(names - present),
     )
-
-
-def _opt_outs(entry: Entry) -> set[str]:
-    if entry.opt_out is None:
-        return set()
-    try:
-        text = Path(entry.opt_out).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as problem:
-        raise DataError(
-            "FF-DATA-OPT-OUT",
-            got=f"an opt-out file, named by the catalogue, that cannot be read ({type(problem).__name__})",
-            expected="a UTF-8 text file with one id or patient in each line; it may be empty",
-            next_step="restore the file before any work starts: without it, people who said no would be used",
-        ) from None
-    return {name for line in text.splitlines() if (name := _COMMENT.sub("", line).strip())}
 
 
 def _group(table: Table, attribute: Attribute) -> Integers:
@@ -219,6 +204,14 @@ def row_defects(plan: Plan, manifest: Manifest) -> Iterator[DataError]:
     for name, what in (("id", "record"), ("patient", "patient")):
         if empty := sum(not cell for cell in columns[name]):
             yield _defect("NO-ID", f"{count(empty, 'row')} without '{name}'", f"the {what}'s own name in every row")
+        if odd := sum(not is_plain_name(cell) for cell in columns[name]):
+            expected = "names without quotes, commas, semicolons, tabs, invisible characters or '#' in front"
+            yield DataError(
+                "FF-DATA-ID-TEXT",
+                got=f"{count(odd, 'row')} with an '{name}' that no line of an opt-out file could hold",
+                expected=expected,
+                next_step=f"rename them in the manifest: this {what} could not say no",
+            )
     if repeated := len(columns["id"]) - len(set(columns["id"])):
         yield _defect("DUPLICATE-ID", f"{count(repeated, 'row')} with an id that another row has", "each id once")
     if unknown := int((manifest.splits == UNKNOWN).sum()):

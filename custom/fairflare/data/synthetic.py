@@ -6,9 +6,8 @@ Nobody is described: the records are drawn, and show what fairness methods are f
 * Hospitals differ in size, in prevalence and in their measurements (covariate shift).
 * The last value of the first attribute is a *minority* (20 to 34 % of the records). Its label shows in other signs
   than everybody else's: other features, or another mark in the image. A model that minimises the mean loss
-  learns these signs late and weakly, so federated averaging leaves a clear gap between the groups, and a penalty
-  on the gap about halves it at a small price (heart plan, 600 records, four seeds: gap of the true-positive rates
-  0.28 at AUC 0.83 with FedAvg, 0.14 at 0.82 with FlexFair, equal opportunity, strength 1).
+  learns these signs late and weakly, which leaves a clear gap between the groups, although what would close it is in
+  the data (``test_tables_are_learnable_and_unequal`` measures both).
 * Some attributes and some features are missing; some patients have several records.
 
 Everything follows from the seed, through one generator for each hospital.
@@ -35,7 +34,7 @@ FEWEST_RECORDS = 20
 SHARES = (0.6, 0.2, 0.2)
 ATTRIBUTE_MISSING = 0.02
 FEATURE_MISSING = 0.04
-#: Standard deviation of the label's log-odds: the best possible AUC is about 0.94.
+#: Standard deviation of the label's log-odds: no score can have a larger AUC than about 0.95.
 SIGNAL = 4.0
 #: Smallest and largest share of the minority at a hospital.
 MINORITY = (0.20, 0.34)

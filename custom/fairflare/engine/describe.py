@@ -43,22 +43,25 @@ def first_record(plan: Plan, start: Start, initial_sha256: str) -> RunRecord:
     """The record at the start of a session: a new one, or an earlier one that goes on."""
     transport, software = start.transport, dict(start.software)
     if start.earlier is None:
-        session = Session(number=1, transport=transport, started=now(), first_round=0, previous_record_sha256=None)
+        session = Session(
+            number=1, transport=transport, started=now(), first_round=0, previous_record_sha256=None,
+            roster=(), join_refusals=(), records={},
+        )  # fmt: skip
         return RunRecord(
             format="fairflare/record/1", plan=plan, plan_sha256=plan.sha256, software=software, notices=notices(plan),
-            sessions=(session,), status="running", reason=None, ended=None, roster=(), join_refusals=(), records={},
-            initial_model_sha256=initial_sha256, rounds=(), final=None,
+            sessions=(session,), status="running", reason=None, ended=None, initial_model_sha256=initial_sha256,
+            rounds=(), final=None,
         )  # fmt: skip
     earlier, _, sha256 = start.earlier
     verify_resumable(earlier, plan)
     session = Session(
         number=len(earlier.sessions) + 1, transport=transport, started=now(),
-        first_round=len(earlier.rounds), previous_record_sha256=sha256,
+        first_round=len(earlier.rounds), previous_record_sha256=sha256, roster=(), join_refusals=(), records={},
     )  # fmt: skip
     return earlier.model_copy(
         update={
-            "sessions": (*earlier.sessions, session), "software": software, "status": "running",
-            "reason": None, "ended": None, "final": None,
+            "sessions": (*earlier.sessions, session), "software": software, "notices": notices(plan),
+            "status": "running", "reason": None, "ended": None, "final": None,
         }
     )  # fmt: skip
 
@@ -113,17 +116,20 @@ def _numbers(values: Floats) -> tuple[float, ...]:
 def group_lines(plan: Plan, sums: EvaluationSums) -> tuple[GroupLine, ...]:
     """Validation results of every group from sums over sites."""
     values = {attribute.name: attribute.values for attribute in plan.attributes}
+    withheld = plan.cells.minimum > 1 or plan.cells.sites > 1
     lines = []
     for attribute, table in sums.cells.items():
         for group, name in enumerate(values.get(attribute, (attribute,))):
             cell = table[group]
             records = float(cell[:, 0].sum())
+            # Where a label may have been withheld, what is left would be half of the group's loss, shown as its own.
+            whole = records > 0 and (not withheld or bool((cell[:, 0] > 0).all()))
             auc = float(roc_auc(cell[:, HEAD:]))
             lines.append(
                 GroupLine(
                     attribute=attribute, group=name, records=records, positives=float(cell[1, 0]),
-                    loss=float(cell[:, 2].sum() / records) if records else None,
-                    mean_score=float(cell[:, 3].sum() / records) if records else None,
+                    loss=float(cell[:, 2].sum() / records) if whole else None,
+                    mean_score=float(cell[:, 3].sum() / records) if whole else None,
                     auc=None if math.isnan(auc) else auc,
                 )
             )  # fmt: skip

@@ -12,10 +12,10 @@ import torch
 
 import fairflare
 from fairflare.data.manifest import SiteData
+from fairflare.engine.failures import note_failure
 from fairflare.engine.messages import Message, Reply
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.site import Site
-from fairflare.errors import FairFlareError
 from fairflare.plan import Plan
 from fairflare.record import RunRecord
 
@@ -73,5 +73,5 @@ def answer(site: Site, phase: Phase) -> None:
         release.verify_sealed()
         reply = Reply(release.task, release.round, release.step, phase.message.session, release.payloads)
         phase.collector.accept(site.name, reply)
-    except FairFlareError as problem:
-        phase.collector.refuse(site.name, problem.code)
+    except Exception as problem:  # as in FLARE's executor: one site's failure is noted, the others go on
+        phase.collector.refuse(site.name, note_failure(site.folder, phase.message.task, problem))

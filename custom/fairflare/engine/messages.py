@@ -23,8 +23,9 @@ TASKS = (JOIN, MEASURE, STEP, TRAIN, EVALUATE, FINISH)
 
 #: Entries of the ``counts`` vector of ``join``.
 COUNTS = ("training", "validation", "test", "opted_out")
-#: Entries of the ``training_sums`` vector of ``train``: over the records a site trained on.
-TRAINING_SUMS = ("loss", "records", "at_minimum", "at_maximum")
+#: Entries of the ``training_sums`` vector of ``train``: records at the site; sum of losses over, and number of, records
+#: seen in batches; records weighed by the method, and those of them whose weight was held at a bound.
+TRAINING_SUMS = ("records", "loss", "seen", "weighed", "at_minimum", "at_maximum")
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,20 @@ class Layout:
         return {label: spec for specs in self.tasks.values() for label, spec in specs.items()}
 
     def protections(self) -> dict[str, SiteProtection]:
-        """The site's half for each label."""
-        return {label: PlainSite() for label in self.vectors}
+        """The site's half for each label; ``KeyError`` for a protection that this version does not have."""
+        kinds = {"none": PlainSite}
+        return {label: kinds[self._protection(spec)]() for label, spec in self.vectors.items()}
 
     def secure_sum(self, label: str, weight_unit: float) -> SecureSum:
-        """A fresh accumulator for the server's half."""
+        """A fresh accumulator for the server's half; ``KeyError`` as above."""
         spec = self.vectors[label]
-        return PlainUpdateSum(spec, weight_unit) if spec.dtype == "float32" else PlainStatisticsSum(spec)
+        if spec.dtype == "float32":
+            return {"none": PlainUpdateSum}[self._protection(spec)](spec, weight_unit)
+        return {"none": PlainStatisticsSum}[self._protection(spec)](spec)
+
+    def _protection(self, spec: VectorSpec) -> str:
+        chosen = self.plan.protection
+        return chosen.update if spec.dtype == "float32" else chosen.statistics
 
 
 def layout_of(plan: Plan, parameters: int) -> Layout:
@@ -107,5 +115,5 @@ def layout_of(plan: Plan, parameters: int) -> Layout:
         FINISH: specs(),
     }
     if plan.method.lock_step:
-        tasks[STEP] = specs(("batch_sums", "float64", risk))
+        tasks[STEP] = specs(("present_records", "float64", 1), ("batch_sums", "float64", risk))
     return Layout(plan, method, sizes, tasks)

@@ -17,10 +17,22 @@ import numpy as np
 
 from fairflare.engine import describe
 from fairflare.engine.collector import Collector
-from fairflare.engine.messages import COUNTS, EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, Layout, Message, layout_of
+from fairflare.engine.messages import (
+    COUNTS,
+    EVALUATE,
+    FINISH,
+    JOIN,
+    MEASURE,
+    STEP,
+    TRAIN,
+    TRAINING_SUMS,
+    Layout,
+    Message,
+    layout_of,
+)
 from fairflare.engine.store import Store
 from fairflare.errors import RoundError
-from fairflare.fairness.groups import EvaluationSums, Floats, unpack
+from fairflare.fairness.groups import EvaluationSums, Floats, pack, unpack
 from fairflare.models import initial_vector, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import Plan
@@ -96,7 +108,7 @@ class Coordinator:
 
     def phases(self, roster: Sequence[str]) -> Iterator[Phase]:
         """All phases of the run; afterwards ``record.status`` is ``complete`` or ``stopped``."""
-        self.record = changed(self.record, roster=tuple(sorted(roster)))
+        self._session(roster=tuple(sorted(roster)))
         self.store.progress("start", plan=self.plan.name, rounds=self.plan.training.rounds, roster=sorted(roster))
         try:
             yield from self._join()
@@ -107,6 +119,10 @@ class Coordinator:
             self.stop(problem.code, str(problem).removeprefix(f"{problem.code}: "))
             return
         self._end("complete", None)
+
+    def _session(self, **fields: object) -> None:
+        *earlier, newest = self.record.sessions
+        self.record = changed(self.record, sessions=(*earlier, newest.model_copy(update=fields)))
 
     def stop(self, code: str, text: str) -> None:
         """End the run early, for the record."""
@@ -149,17 +165,19 @@ class Coordinator:
         for refusal in collector.refusals:
             self._missed[refusal.site] = self._missed.get(refusal.site, 0) + 1
             self.store.progress("refused", site=refusal.site, task=refusal.task, code=refusal.code)
-        self._need(collector.accepted, collector.message.task)
+        self._need(collector)
 
-    def _need(self, sites: Sequence[str], task: str) -> None:
-        least = self.plan.federation.min_sites
-        if len(sites) < least:
-            reasons = ", ".join(f"{refusal.site}: {refusal.code}" for refusal in self._refusals) or "nobody was asked"
+    def _need(self, collector: Collector) -> None:
+        least, usable, asked = self.plan.federation.min_sites, len(collector.accepted), len(collector.targets)
+        if usable < least:
+            who = f"sites asked: {asked}" if asked else "nobody was asked"
+            reasons = ", ".join(f"{refusal.site}: {refusal.code}" for refusal in self._refusals)
             raise RoundError(
                 "FF-ROUND-QUORUM",
-                got=f"{len(sites)} usable answers to {task} ({reasons})",
+                got=f"{usable} usable answers to {collector.message.task} ({who}{'; ' if reasons else ''}{reasons})",
                 expected=f"at least {least}, the plan's min_sites",
-                next_step="read the named sites' own logs; then go on with 'fairflare run resume'",
+                next_step="start the sites that are missing, read the own logs of those named; then go on with "
+                "'fairflare run resume'",
             )
 
     def _join(self) -> Iterator[Phase]:
@@ -169,8 +187,7 @@ class Coordinator:
         opened = self._last.opened()["counts"]
         counts = dict(zip(COUNTS, opened.total.tolist(), strict=True))
         self._records = counts["training"]
-        refusals = (*self.record.join_refusals, *self._refusals)  # those of earlier sessions explain their rounds
-        self.record = changed(self.record, records=counts, join_refusals=refusals)
+        self._session(records=counts, join_refusals=tuple(self._refusals))
         self._refusals = []
         self.store.save(self.record)
         self.store.progress("joined", sites=list(joined), records=counts)
@@ -181,14 +198,22 @@ class Coordinator:
         measured, cohort = self._last.opened(), self._last.accepted
         participants: dict[str, tuple[str, ...]] = {MEASURE: cohort}
         risk = measured["risk_sums"].total if "risk_sums" in measured else np.zeros(0)
-        numbers = {"records": float(measured["present_records"].total[0]), "sites": float(len(cohort))}
-        totals = risk
+        numbers = _cohort_numbers(measured, cohort)
+        totals = self._kept(risk)
         for step in range(self._lock_steps()):
             yield from self._phase(STEP, number, cohort, step=step, vectors={"totals": totals}, numbers=numbers)
-            totals, cohort = self._last.opened()["batch_sums"].total, self._last.accepted
+            stepped, cohort = self._last.opened(), self._last.accepted
+            totals, numbers = self._kept(stepped["batch_sums"].total), _cohort_numbers(stepped, cohort)
+            participants[STEP] = cohort
         yield from self._phase(TRAIN, number, cohort, vectors={"totals": totals}, numbers=numbers)
         participants[TRAIN] = self._last.accepted
         self._aggregate(number, participants, risk, measured["validation_sums"], self._last.opened())
+
+    def _kept(self, totals: Floats) -> Floats:
+        """Totals as sites get them: groups that too few sites report are zeros (``cells.sites`` of the plan)."""
+        measures, sizes = self.layout.method.measures(), self.layout.sizes
+        sums = unpack(measures, totals, sizes)
+        return pack(measures, {measure: one.keep(self.plan.cells.sites) for measure, one in sums.items()})
 
     def _lock_steps(self) -> int:
         training = self.plan.training
@@ -216,15 +241,15 @@ class Coordinator:
         self._sha256 = vector_sha256(self.model)
         for site in participants[TRAIN]:
             self._missed[site] = 0
-        sums = dict(zip(("loss", "records", "at_minimum", "at_maximum"), trained["training_sums"].total, strict=True))
+        sums = dict(zip(TRAINING_SUMS, trained["training_sums"].total.tolist(), strict=True))
         seconds = Seconds(
             measure=self._seconds[MEASURE], train=self._seconds[TRAIN], aggregate=time.monotonic() - started
         )
         states = self.layout.method.states(unpack(self.layout.method.measures(), risk, self.layout.sizes))
         line = RoundRecord(
             round=number, participants=dict(participants), refusals=tuple(self._refusals),
-            records=trained["update"].weight, train_loss=float(sums["loss"] / max(sums["records"], 1.0)),
-            at_minimum=float(sums["at_minimum"]), at_maximum=float(sums["at_maximum"]),
+            records=sums["records"], train_loss=sums["loss"] / max(sums["seen"], 1.0),
+            weighed=sums["weighed"], at_minimum=sums["at_minimum"], at_maximum=sums["at_maximum"],
             penalties=tuple(describe.penalty_record(state) for state in states),
             validation=describe.group_lines(self.plan, self._evaluation(validation)),
             seconds=seconds, model_sha256=self._sha256,
@@ -252,3 +277,8 @@ class Coordinator:
             confirmed=self._last.accepted,
         )
         self.record = changed(self.record, final=final)
+
+
+def _cohort_numbers(opened: Mapping[str, Opened], cohort: Sequence[str]) -> dict[str, float]:
+    """Records and sites behind totals: what turns a site's records into its share of the aggregate."""
+    return {"records": float(opened["present_records"].total[0]), "sites": float(len(cohort))}

@@ -82,6 +82,8 @@ class Site:
         self._trainer: Trainer | None = None
         self._round: _Round | None = None
         self._evaluated = ""
+        self._session = ""
+        self._measured = -1
         self.stop: Callable[[], bool] = lambda: False
 
     def handle(self, message: Message) -> Release:
@@ -105,6 +107,8 @@ class Site:
             raise _refused("TASK", "an unknown task", f"one of {', '.join(self.layout.tasks)}")
         if message.task != JOIN and self._data is None:
             raise _refused("NOT-JOINED", f"task {message.task} before join", "join first, also after a restart")
+        if message.task != JOIN and message.session != self._session:
+            raise _refused("SESSION", "a task of another session", "the session that this site joined")
         expected = self._expected_vectors(message.task)
         if set(message.vectors) != set(expected):
             raise _refused("INPUT", f"inputs {sorted(message.vectors)}", f"inputs {sorted(expected)}")
@@ -132,6 +136,13 @@ class Site:
     def _join(self, message: Message) -> dict[str, Weighted]:
         data = self._load()
         batch = self.plan.training.batch
+        if len(data.training) == 0:
+            raise DataError(
+                "FF-DATA-NO-TRAINING",
+                got="no training record",
+                expected="at least one",
+                next_step="check the manifest's splits and the opt-out list",
+            )
         if batch.unit == "batches_per_epoch" and len(data.training) < batch.amount:
             raise DataError(
                 "FF-DATA-FEW",
@@ -140,6 +151,7 @@ class Site:
                 next_step="lower training.batch.amount in the plan",
             )
         self._data, self._round, self._evaluated = data, None, ""
+        self._session, self._measured = message.session, -1
         self._trainer = Trainer(self.plan, self.name, data.training)
         counts = [len(data.training), len(data.validation), len(data.test), data.opted_out]
         return {"counts": Weighted(np.array(counts, dtype=np.float64))}
@@ -151,11 +163,14 @@ class Site:
 
     def _measure(self, message: Message) -> dict[str, Weighted]:
         data, trainer = self._parts()
+        if message.round <= self._measured:
+            raise _refused("REPEAT", f"round {message.round} again", f"a round after {self._measured}")
+        self._measured = message.round
         model = message.vectors["model"]
         trainer.start_round(model)
         own: dict[Measure, Sums] = {}
         vectors = {
-            "present_records": Weighted(np.array([len(data.training)], dtype=np.float64)),
+            "present_records": self._present(),
             "validation_sums": self._evaluation(data.validation),
         }
         if self.layout.method.measures():
@@ -163,6 +178,10 @@ class Site:
             vectors["risk_sums"] = Weighted(pack(self.layout.method.measures(), own))
         self._round = _Round(message.round, model, vector_sha256(model), own, trainer.batches(message.round))
         return vectors
+
+    def _present(self) -> Weighted:
+        data, _ = self._parts()
+        return Weighted(np.array([len(data.training)], dtype=np.float64))
 
     def _sums(self, scores: Scores, records: Records) -> dict[Measure, Sums]:
         result: dict[Measure, Sums] = {}
@@ -208,7 +227,10 @@ class Site:
         batch = data.training.take(current.batch)
         scores = trainer.batch_scores(current.number, current.step - 1, current.batch)
         current.own = self._sums(scores, batch)
-        return {"batch_sums": Weighted(pack(self.layout.method.measures(), current.own))}
+        return {
+            "present_records": self._present(),
+            "batch_sums": Weighted(pack(self.layout.method.measures(), current.own)),
+        }
 
     def _apply_batch(self, current: _Round, message: Message) -> None:
         data, trainer = self._parts()
@@ -249,7 +271,8 @@ class Site:
         if not np.isfinite(update).all():
             trainer.forget()
         weight = float(len(data.training)) if self.plan.training.aggregation == "records" else 1.0
-        return {"update": Weighted(update, weight), "training_sums": Weighted(_training_sums(current))}
+        sums = _training_sums(current, len(data.training))
+        return {"update": Weighted(update, weight), "training_sums": Weighted(sums)}
 
     def _train_freely(self, current: _Round, message: Message) -> None:
         data, trainer = self._parts()
@@ -275,12 +298,14 @@ class Site:
         return {}
 
 
-def _training_sums(current: _Round) -> Floats:
-    records = sum(size for _, size in current.losses)
+def _training_sums(current: _Round, records: int) -> Floats:
+    """The numbers of ``messages.TRAINING_SUMS``."""
+    seen = sum(size for _, size in current.losses)
     loss = sum(value * size for value, size in current.losses)
+    weighed = sum(terms.weighed for terms in current.terms)
     low = sum(terms.at_minimum for terms in current.terms)
     high = sum(terms.at_maximum for terms in current.terms)
-    return np.array([loss, records, low, high], dtype=np.float64)
+    return np.array([records, loss, seen, weighed, low, high], dtype=np.float64)
 
 
 def _refused(code: str, got: str, expected: str) -> RoundError:

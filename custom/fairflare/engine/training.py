@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fairflare.data.manifest import Records
 from fairflare.engine.objective import batch_loss, utilities
+from fairflare.errors import RoundError
 from fairflare.fairness.groups import Floats, Integers, Utility
 from fairflare.models import build, load_vector, to_vector
 from fairflare.models.vector import Vector
@@ -81,10 +82,9 @@ class Trainer:
     def _epoch(self, random: np.random.Generator) -> list[Integers]:
         order = random.permutation(len(self.records)).astype(np.int64)
         batch = self.plan.training.batch
-        parts = batch.amount if batch.unit == "batches_per_epoch" else -(-order.size // batch.amount)
         if batch.unit == "records":
             return [order[start : start + batch.amount] for start in range(0, order.size, batch.amount)]
-        return np.array_split(order, parts)
+        return np.array_split(order, batch.amount)
 
     def augmented(self, round_: int, number: int, index: Integers) -> torch.Tensor:
         """Inputs of a training batch, with the plan's augmentation drawn for batch ``number`` of the round."""
@@ -120,6 +120,13 @@ class Trainer:
         return self._scores(logits, self.records.labels[index])
 
     def _scores(self, logits: torch.Tensor, labels: Integers) -> Scores:
+        if not bool(torch.isfinite(logits).all()):
+            raise RoundError(
+                "FF-ROUND-DIVERGED",
+                got="a model whose outputs are NaN or infinite on this site's records",
+                expected="finite outputs",
+                next_step="lower the learning rate or the penalty's strength in the plan",
+            )
         target = torch.from_numpy(labels)
         wide = logits.to(torch.float64)
         entropy = utilities(wide, target, float("inf"))["cross_entropy"].numpy()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fairflare.evaluation.summary import AttributeSummary, GroupSummary, Remark, RunSummary, Value
+from fairflare.evaluation.summary import AttributeSummary, Remark, RunSummary, Value
 from fairflare.evaluation.words import NAMES
 from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL, EvaluationSums
 from fairflare.record import RunRecord
@@ -73,37 +73,44 @@ def _threshold(record: RunRecord, summary: RunSummary) -> Iterator[Remark]:
         )
 
 
-def constant_reasons(overall: GroupSummary, histogram: np.ndarray) -> list[str]:
-    """Signs that a model says the same of everybody; ``histogram`` (2, bins) of all records by label."""
-    reasons = []
-    share = histogram.sum(axis=0).max() / max(histogram.sum(), 1.0)
-    if share >= ONE_BIN:
-        reasons.append(f"{share:.0%} of the scores lie in one bin of width {1 / histogram.shape[-1]:.3g}")
-    rate = overall.metrics["selection_rate"].value
-    if rate in (0.0, 1.0):
-        reasons.append("nobody is called positive" if rate == 0 else "everybody is called positive")
-    auc = overall.metrics["roc_auc"]
-    if auc.low is not None and auc.high is not None and auc.low <= 0.5 <= auc.high:
-        reasons.append(
-            f"the interval of the area under the ROC curve ({auc.low:.2f} to {auc.high:.2f}) contains 0.5, "
-            "which is chance"
-        )
-    return reasons
+def is_constant(histogram: np.ndarray) -> bool:
+    """Whether (nearly) all scores are the same; ``histogram`` (2, bins) of all records by label."""
+    return bool(histogram.sum() > 0 and histogram.sum(axis=0).max() >= ONE_BIN * histogram.sum())
 
 
 def _constant(summary: RunSummary, sums: EvaluationSums) -> Iterator[Remark]:
-    reasons = constant_reasons(summary.overall, sums.cells[EVERYBODY][0, :, HEAD:])
-    if reasons:
-        yield Remark("constant model", "; ".join(reasons) + ". Small gaps of such a model mean nothing")
+    """A model that gives everybody one score; or one that decides the same on everybody; or one as good as a coin."""
+    histogram = sums.cells[EVERYBODY][0, :, HEAD:]
+    rate, auc = (summary.overall.metrics[name] for name in ("selection_rate", "roc_auc"))
+    if is_constant(histogram):
+        share = histogram.sum(axis=0).max() / histogram.sum()
+        yield Remark(
+            "constant model",
+            f"{share:.0%} of the scores lie in one bin of width {1 / histogram.shape[-1]:.3g}. "
+            "Small gaps of such a model mean nothing",
+        )
+    elif auc.low is not None and auc.high is not None and auc.low <= 0.5:
+        where = "contains" if auc.high >= 0.5 else "lies below"
+        yield Remark(
+            "chance",
+            "not shown to be better than chance: the interval of the area under the ROC curve "
+            f"({auc.low:.2f} to {auc.high:.2f}) {where} 0.5. Small gaps of such a model mean little",
+        )
+    if rate.value in (0.0, 1.0):
+        who = "nobody" if rate.value == 0 else "everybody"
+        yield Remark(
+            "constant decision",
+            f"{who} is called positive at this threshold, so gaps of decisions (rates, accuracy) mean nothing",
+        )
 
 
 def _held(record: RunRecord) -> Iterator[Remark]:
     last = record.rounds[-1] if record.rounds else None
     held = 0.0 if last is None else last.at_minimum + last.at_maximum
-    if last is not None and last.records > 0 and held > HELD * last.records:
+    if last is not None and held > HELD * last.weighed:
         yield Remark(
             "held weights",
-            f"in the last round {held:.0f} record weights (of {last.records:.0f} records) were held at the "
+            f"in the last round {held:.0f} of {last.weighed:.0f} record weights were held at the "
             "plan's bounds: the penalty acted more weakly than its strength says",
         )
 

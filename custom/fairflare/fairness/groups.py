@@ -87,6 +87,11 @@ class CellSums:
         """Flat form, length 3 K: totals, counts, reporting sites."""
         return np.concatenate([self.total, self.count, self.sites])
 
+    def keep(self, sites: int) -> CellSums:
+        """The same sums with every group that fewer than ``sites`` sites report set to zero."""
+        kept = self.sites >= sites
+        return CellSums(*(np.where(kept, part, 0.0) for part in (self.total, self.count, self.sites)))
+
     def __add__(self, other: CellSums) -> CellSums:
         return CellSums(self.total + other.total, self.count + other.count, self.sites + other.sites)
 
@@ -130,6 +135,10 @@ class HospitalSums:
         """Flat form: (risk, sites) or (risk, sites, total, count)."""
         extra = [] if self.total is None or self.count is None else [self.total, self.count]
         return np.array([self.risk, self.sites, *extra], dtype=np.float64)
+
+    def keep(self, sites: int) -> HospitalSums:
+        """The sums themselves: they belong to all hospitals, whatever their number."""
+        return self
 
     def __add__(self, other: HospitalSums) -> HospitalSums:
         return HospitalSums.from_vector(self.vector() + other.vector())

@@ -101,10 +101,12 @@ def evaluate(sums: CellSums, weights: Weights, form: Form, reduction: Reduction,
     weight = group_weights(weights, sums.count, present)
     some_risk, some_weight = risk[present], weight[present]
     coefficient = np.zeros_like(risk)
-    coefficient[present] = penalty_gradient(some_risk, some_weight, form, reduction)
-    enough = some_risk.size >= 2
-    gap = float(np.abs(some_risk - some_weight @ some_risk).max()) if enough else 0.0
-    value = penalty_value(some_risk, some_weight, form, reduction)
+    gap = value = 0.0
+    # Without weight there is no mean to be fair to: the penalty would pull every risk to 0 instead.
+    if some_risk.size >= 2 and some_weight.any():
+        coefficient[present] = penalty_gradient(some_risk, some_weight, form, reduction)
+        gap = float(np.abs(some_risk - some_weight @ some_risk).max())
+        value = penalty_value(some_risk, some_weight, form, reduction)
     return PenaltyState(present, risk, weight, coefficient, np.where(present, sums.count, 0.0), value, gap)
 
 

@@ -28,7 +28,7 @@ from fairflare import schema
 from fairflare.errors import RunError
 from fairflare.flare.names import ALLOWED, RESUME
 from fairflare.policy import CATALOG_NAME, DataCatalog
-from fairflare.record import FILE_NAME, PROGRESS_NAME
+from fairflare.record import FILE_NAME, PROGRESS_NAME, session_number
 
 #: Environment variable of every process of a session; its value is the session's workspace.
 MARK = "FAIRFLARE_SESSION"
@@ -156,7 +156,7 @@ class Simulation:
 
 def latest_record_folder(folder: Path) -> Path:
     """Folder of the record of a run's newest session that wrote one; raises :class:`RunError` if there is none."""
-    for session in sorted(folder.glob("session-*"), key=_number, reverse=True):
+    for session in sorted(folder.glob("session-*"), key=lambda one: session_number(one.name), reverse=True):
         if (session / _SERVER / FILE_NAME).exists():
             return session / _SERVER
     raise RunError(
@@ -167,13 +167,8 @@ def latest_record_folder(folder: Path) -> Path:
     )
 
 
-def _number(session: Path) -> int:
-    text = session.name.removeprefix("session-")
-    return int(text) if text.isdigit() else 0
-
-
 def _fresh(folder: Path) -> Path:
-    taken = [_number(session) for session in folder.glob("session-*")]
+    taken = [session_number(session.name) for session in folder.glob("session-*")]
     workspace = folder / f"session-{max(taken, default=0) + 1}"
     workspace.mkdir(parents=True)
     return workspace

@@ -33,6 +33,7 @@ _INLINE = 65_536
 #: A head names a few vectors and numbers; a longer one is not read.
 _LONGEST_HEAD = 65_536
 _TYPES = {"<f4": np.float32, "<f8": np.float64}
+_KINDS = {np.dtype(dtype): kind for kind, dtype in _TYPES.items()}
 _CODE_FORM = re.compile(r"FF-[A-Z]+(-[A-Z]+)*")
 _NO_CODE = "FF-ROUND-SITE-ERROR"
 
@@ -108,7 +109,9 @@ def _pack(head: dict[str, Any], vectors: Mapping[str, np.ndarray]) -> Shareable:
     shareable = Shareable()
     kinds = {}
     for label, values in vectors.items():
-        kind = "<f4" if values.dtype == np.float32 else "<f8"
+        kind = _KINDS.get(values.dtype)
+        if kind is None:
+            raise _bad("DTYPE", f"a vector '{label}' of type {values.dtype}", f"one of {', '.join(_TYPES)}")
         kinds[label] = [kind, values.size]
         plain = np.ascontiguousarray(values, dtype=kind)
         shareable[VECTOR + label] = plain.tobytes() if plain.nbytes < _INLINE else plain

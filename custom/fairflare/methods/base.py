@@ -43,11 +43,14 @@ class SampleTerms:
     ----------
     coefficients
         Utility -> float64 array (n,), one number per record.
+    weighed
+        Number of weights computed: one per record and utility.
     at_minimum, at_maximum
-        Number of records whose weight was held at the plan's bound.
+        Number of these that were held at the plan's bound.
     """
 
     coefficients: Mapping[Utility, Floats] = field(default_factory=dict)
+    weighed: int = 0
     at_minimum: int = 0
     at_maximum: int = 0
 

@@ -38,7 +38,7 @@ class Penalty(StrictModel):
     ``weights`` are the w_k of the mean risk; ``form`` and ``reduction`` are explained in ``fairness.penalty``.
     """
 
-    attribute: str
+    attribute: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     criterion: Literal["equal_accuracy", "demographic_parity", "equal_opportunity", "equalized_odds"]
     utility: Utility
     weights: Literal["records", "uniform"] | tuple[Weight, ...]
@@ -52,8 +52,11 @@ class FlexFairParameters(MethodParameters):
 
     ``refresh``: group sums at the start of each round, or at every local step (lock step, exact replica of joint
     training). ``scaling``: ``joint`` is the exact gradient; ``official`` mimics the authors' code, whose penalty has
-    no factor n / n_s. ``min_weight`` and ``max_weight`` bound a record's weight 1 + lambda n a_k (``null``: no bound).
-    ``utility_clip`` bounds the cross-entropy of one record, so that a single outlier cannot dominate a group.
+    no factor n / n_s. ``min_weight`` and ``max_weight`` (``null``: no bound) hold the factor 1 + lambda n a_k that
+    multiplies a record's cross-entropy, the task's class weight aside; with the utility probability they hold the
+    coefficient lambda n a_k to [min_weight - 1, max_weight - 1]. Once a bound binds, the gradient is no longer the
+    joint one; the record counts how often. ``utility_clip`` (``null``: none) bounds the cross-entropy of one record, so
+    that a single outlier cannot dominate a group.
     """
 
     name: Literal["flexfair"]
@@ -62,7 +65,7 @@ class FlexFairParameters(MethodParameters):
     scaling: Literal["joint", "official"]
     min_weight: Annotated[float, Field(le=1)] | None
     max_weight: Annotated[float, Field(ge=1)] | None
-    utility_clip: Annotated[float, Field(gt=0)]
+    utility_clip: Annotated[float, Field(gt=0)] | None
 
     @property
     def lock_step(self) -> bool:
@@ -72,7 +75,7 @@ class FlexFairParameters(MethodParameters):
     @property
     def clip(self) -> float:
         """Upper bound of the cross-entropy utility of one record."""
-        return self.utility_clip
+        return float("inf") if self.utility_clip is None else self.utility_clip
 
     def conflicts(self, sizes: Mapping[str, int]) -> Iterator[str]:
         """Penalties on undeclared attributes, weights of the wrong number, and combinations without a meaning."""
@@ -154,7 +157,7 @@ class FlexFair(Method):
         at_minimum = sum(int((term < low).sum()) for term in extra.values())
         at_maximum = sum(int((term > high).sum()) for term in extra.values())
         terms = {name: np.clip(term, low, high) for name, term in extra.items() if term.any()}
-        return SampleTerms(terms, at_minimum, at_maximum)
+        return SampleTerms(terms, sum(term.size for term in extra.values()), at_minimum, at_maximum)
 
     def states(self, totals: Mapping[Measure, Sums]) -> Sequence[NamedState]:
         """Risks, weights, coefficients, P and F of each penalty; hospitals' own risks stay unknown."""

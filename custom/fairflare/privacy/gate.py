@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -38,7 +39,8 @@ class Release:
     round: int
     step: int
     payloads: Mapping[str, Payload]
-    _seal: object = field(repr=False, default=None)
+    # No argument of __init__: dataclasses.replace() gives an object without a seal.
+    _seal: object = field(repr=False, default=None, init=False)
 
     def verify_sealed(self) -> None:
         """Raise :class:`GateError` unless the release gate of this process made this object."""
@@ -117,7 +119,9 @@ class ReleaseGate:
         }
         lengths = {label: spec.length for label, spec in specs.items()}
         self._log.append({"event": "release", "task": task, "round": round_, "step": step, "vectors": lengths})
-        return Release(task, round_, step, payloads, _SEAL)
+        release = Release(task, round_, step, MappingProxyType(payloads))
+        object.__setattr__(release, "_seal", _SEAL)
+        return release
 
 
 def _verify(spec: VectorSpec, vector: Weighted) -> None:

@@ -19,8 +19,8 @@ from fairflare.secagg.protection import Floats, Opened, Payload, SecureSum, Site
 FRACTION_BITS = 40
 #: A site's largest |w x|: 1,024 sites of it still fit 63 bits.
 LIMIT = float(2 ** (62 - FRACTION_BITS - 10))
-#: Statistics may be this much larger than LIMIT allows for updates: up to 2^50, where float64 still counts by ones.
-STATISTICS_SCALE = LIMIT / 2.0**50
+#: A site's largest statistic: up to here float64 still counts by ones.
+STATISTICS_LIMIT = 2.0**50
 _CHUNK = 1 << 16
 
 
@@ -43,7 +43,7 @@ class _PlainSum(SecureSum):
         defect = check_numbers(self.spec, payload.values)
         if defect is None and not self._may_weigh(payload.weight):
             defect = "WEIGHT"
-        if defect is None and self._largest(payload) >= LIMIT:
+        if defect is None and not self._in_range(payload):
             defect = "RANGE"
         if defect is not None:
             raise refusal(defect, self.spec)
@@ -52,8 +52,8 @@ class _PlainSum(SecureSum):
         return 0 <= weight <= self.weight_unit and 0 < self.weight_unit < math.inf
 
     @abstractmethod
-    def _largest(self, payload: Payload) -> float:
-        """The payload's largest number, in the unit in which :data:`LIMIT` counts."""
+    def _in_range(self, payload: Payload) -> bool:
+        """Whether the payload's numbers can be added without overflow, and mean something."""
 
     def add(self, site: str, payload: Payload) -> None:
         """Add one site's vector."""
@@ -78,8 +78,9 @@ class PlainUpdateSum(_PlainSum):
         super().__init__(spec, weight_unit)
         self.accumulator = np.zeros(spec.length, dtype=np.int64)
 
-    def _largest(self, payload: Payload) -> float:
-        return float(np.abs(payload.values).max(initial=0.0)) * payload.weight / self.weight_unit
+    def _in_range(self, payload: Payload) -> bool:
+        largest = max(float(payload.values.max(initial=0.0)), -float(payload.values.min(initial=0.0)))
+        return largest * payload.weight / self.weight_unit < LIMIT
 
     def _add(self, site: str, payload: Payload) -> None:
         scale = payload.weight / self.weight_unit * 2.0**FRACTION_BITS
@@ -91,7 +92,9 @@ class PlainUpdateSum(_PlainSum):
 
     def open(self) -> Opened:
         """Sum of w x over the sites that arrived, in float64."""
-        return self._opened(self.accumulator.astype(np.float64) * (self.weight_unit * 2.0**-FRACTION_BITS))
+        total = self.accumulator.astype(np.float64)
+        total *= self.weight_unit * 2.0**-FRACTION_BITS
+        return self._opened(total)
 
 
 class PlainStatisticsSum(_PlainSum):
@@ -104,8 +107,9 @@ class PlainStatisticsSum(_PlainSum):
     def _may_weigh(self, weight: float) -> bool:
         return weight == 1.0
 
-    def _largest(self, payload: Payload) -> float:
-        return float(np.abs(payload.values).max(initial=0.0)) * STATISTICS_SCALE
+    def _in_range(self, payload: Payload) -> bool:
+        # Every statistic is a sum of counts, losses or probabilities: a negative one would take from the others'.
+        return bool((payload.values >= 0).all() and (payload.values < STATISTICS_LIMIT).all())
 
     def _add(self, site: str, payload: Payload) -> None:
         self.rows[site] = payload.values
@@ -122,7 +126,7 @@ _DEFECTS = {
     "SHAPE": "another length",
     "NAN": "NaN or infinity",
     "WEIGHT": "a weight outside its range",
-    "RANGE": "numbers too large to be added without overflow",
+    "RANGE": "numbers too large to be added without overflow, or a negative statistic",
     "TWICE": "a second vector of the same site",
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fairflare import presets, schema
+from fairflare.cli.files import file_error
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "help.txt"
@@ -95,6 +96,50 @@ def test_a_new_plan_does_not_replace_a_file(tmp_path):
     done = fairflare("plan", "new", "--to", str(target))
     assert done.stderr.splitlines()[0] == "FF-PLAN-EXISTS"
     assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize(("preset", "name"), [("paper", "heart_flexfair"), ("official", "heart_flexfair_official")])
+def test_flexfairs_presets_have_short_names(preset, name):
+    done = fairflare("plan", "new", "--preset", preset)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == schema.pretty(presets.PRESETS[name](name))
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["report", "run", "--csv", "nodir/x.csv"], "nodir/x.csv"),
+        (["report", "run", "--json", "afile/x.json"], "afile/x.json"),
+        (["report", "run", "--csv", "run"], "run"),
+        (["run", "local", "plan.json", "--out", "afile"], "afile"),
+        (["run", "local", "plan.json", "--out=afile/deep"], "afile/deep"),
+        (["run", "simulate", "plan.json", "--out", "afile"], "afile"),
+        (["plan", "new", "--to", "afile/x.json"], "afile/x.json"),
+        (["jobs", "write", "--to", "afile"], "afile"),
+        (["jobs", "make", "plan.json", "--to", "afile"], "afile"),
+        (["demo", "--out", "afile"], "afile"),
+        (["data", "synthetic", "--plan", "plan.json", "--sites", "2", "--records", "30", "--to", "afile"], "afile"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_an_error_without_a_trace(tmp_path, words, typed):
+    (tmp_path / "plan.json").write_text(schema.pretty(presets.shipped("heart_fedavg")), encoding="utf-8")
+    (tmp_path / "afile").write_text("mine", encoding="utf-8")
+    (tmp_path / "run").mkdir()  # without a record: what cannot be written is refused before anything is read
+    done = fairflare(*words, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout
+    first, *rest = done.stderr.splitlines()
+    assert first == "FF-RUN-FILE"
+    assert [line.split(":")[0].strip() for line in rest] == ["got", "expected", "next step"]
+    assert f"'{typed}'" in rest[0]
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "afile").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_path_that_nobody_typed_is_not_repeated():
+    problem = PermissionError(13, "Permission denied", "/srv/anna mueller.csv")
+    assert file_error(problem, ["run", "local", "plan.json", "--out=", "-"]).got == "Permission denied"
+    assert file_error(OSError("odd"), ["x"]).got == "OSError"
+    assert file_error(problem, ["/srv/anna mueller.csv"]).got == "'/srv/anna mueller.csv': Permission denied"
 
 
 def test_diff_is_silent_on_equal_plans_and_exits_1_on_others():

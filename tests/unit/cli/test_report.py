@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.unit.evaluation.records import draw, flexfair, make_plan, make_record
 from typer.testing import CliRunner, Result
 
 from fairflare.cli.report import report
 from fairflare.errors import RunError
 from fairflare.record import find_record, write_record
+from tests.unit.evaluation.records import draw, flexfair, make_plan, make_record
 
 APP = typer.Typer()
 APP.command()(report)
@@ -75,6 +75,30 @@ def test_the_newest_record_under_a_folder_is_taken(tmp_path: Path) -> None:
     assert find_record(tmp_path) == tmp_path / "new" / "record.json"
     (tmp_path / "record.json").write_text("{}", encoding="utf-8")
     assert find_record(tmp_path) == tmp_path / "record.json"
+
+
+def record_at(folder: Path, age: int) -> Path:
+    folder.mkdir(parents=True)
+    file = folder / "record.json"
+    file.write_text("{}", encoding="utf-8")
+    os.utime(file, (1000 - age, 1000 - age))
+    return file
+
+
+def test_the_last_session_is_taken_whatever_the_times_of_its_files(tmp_path: Path) -> None:
+    inside = Path("server") / "simulate_job" / "fairflare"
+    sessions = [record_at(tmp_path / "run" / f"session-{n}" / inside, age=n) for n in (1, 2, 10)]
+    assert find_record(tmp_path / "run") == sessions[-1]
+    assert find_record(tmp_path) == sessions[-1]
+    assert find_record(tmp_path / "run" / "session-2") == sessions[1]
+
+
+def test_of_several_runs_the_newest_one_is_taken_and_of_it_the_last_session(tmp_path: Path) -> None:
+    record_at(tmp_path / "old" / "session-7", age=3)
+    record_at(tmp_path / "older" / "session-x", age=4)
+    newest = record_at(tmp_path / "new" / "session-2", age=2)
+    record_at(tmp_path / "new" / "session-1", age=1)
+    assert find_record(tmp_path) == newest
 
 
 def test_a_folder_without_a_record_is_refused(tmp_path: Path) -> None:

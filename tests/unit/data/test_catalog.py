@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.data.plans import SECRET_FOLDER
 
 from fairflare.errors import CatalogError
 from fairflare.policy import DataCatalog, Entry, read_catalog, write_catalog
+from tests.unit.data.plans import SECRET_FOLDER
 
 Json = dict[str, Any]
 
@@ -109,7 +109,10 @@ BROKEN: dict[str, tuple[Callable[[Json], object], str]] = {
     "path_in_place_of_data_sets": (change("data_sets", to=SECRET_PATH), "FF-CAT-RULE"),
     "path_in_place_of_entry": (change(*SKIN, to=SECRET_PATH), "FF-CAT-RULE"),
     "path_as_data_set_name": (lambda data: {**data, "data_sets": {SECRET_PATH: None}}, "FF-CAT-RULE"),
-    "path_as_key_of_entry": (change(*SKIN, SECRET_PATH, to=None), "FF-CAT-RULE"),
+    "path_as_key_of_entry": (change(*SKIN, SECRET_PATH, to=None), "FF-CAT-UNKNOWN-KEY"),
+    "path_as_key": (change(SECRET_PATH, to=None), "FF-CAT-UNKNOWN-KEY"),
+    "path_as_format": (change("format", to=SECRET_PATH), "FF-CAT-VALUE"),
+    "path_twice": (lambda data: f'{{"{SECRET_PATH}": 1, "{SECRET_PATH}": 2}}', "FF-CAT-JSON"),
     "path_as_site_name": (lambda data: {**data, "sites": {SECRET_PATH: {}}, "data_sets": None}, "FF-CAT-RULE"),
     "number_as_manifest": (change(*SKIN, "manifest", to=5), "FF-CAT-VALUE"),
     "misspelt_key": (lambda data: change(*SKIN, "manifset", to=SECRET_PATH)(data), "FF-CAT-UNKNOWN-KEY"),
@@ -135,6 +138,19 @@ def test_a_misspelt_key_is_told_the_nearest_name(folder: Path) -> None:
     mutate, _ = BROKEN["misspelt_key"]
     with pytest.raises(CatalogError, match="nearest valid name is 'manifest'"):
         read_catalog(written(folder, mutate(flat(folder))))
+
+
+def test_every_defect_is_named_with_its_place(folder: Path) -> None:
+    data = by_site(folder)
+    data["sites"]["site-1"]["skin"]["manfest"] = data["sites"]["site-1"]["skin"].pop("manifest")
+    del data["sites"]["site-2"]["heart"]["root"]
+    with pytest.raises(CatalogError) as caught:
+        read_catalog(written(folder, data))
+    assert caught.value.code == "FF-CAT-UNKNOWN-KEY"
+    assert caught.value.got == (
+        "sites.site-1.skin: unknown key 'manfest'; the nearest valid name is 'manifest'; "
+        "sites.site-2.heart.root: Field required"
+    )
 
 
 def test_a_catalogue_that_is_not_there(folder: Path) -> None:

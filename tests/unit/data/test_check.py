@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from fairflare.data.check import Finding, check
+from fairflare.data.manifest import load
 from tests.unit.data.plans import (
     SECRET_FOLDER,
     SECRET_ID,
@@ -19,9 +22,6 @@ from tests.unit.data.plans import (
     table_input,
     write_entry,
 )
-
-from fairflare.data.check import Finding, check
-from fairflare.data.manifest import load
 
 TABLE = make_plan(table_input())
 IMAGES = make_plan(image_input())

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.data.plans import SECRETS, good_rows, image_input, plan_dict, table_input, write_entry
 from typer.testing import CliRunner
 
 from fairflare.cli.data import app
 from fairflare.errors import CatalogError, DataError
 from fairflare.policy import read_catalog
+from tests.unit.data.plans import SECRETS, good_rows, image_input, plan_dict, table_input, write_entry
 
 runner = CliRunner()
 

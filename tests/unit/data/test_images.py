@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.unit.data.plans import image_input, make_plan
 
 from fairflare.data import images
 from fairflare.data.images import decode, inspect_images, load_images, locate
 from fairflare.plan import ImageInput
+from tests.unit.data.plans import image_input, make_plan
 
 
 def size_of(channels: int, height: int, width: int) -> ImageInput:

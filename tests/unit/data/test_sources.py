@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.data.plans import AGE, SEX, image_input, make_plan, plan_dict, table_input
 
 from fairflare.data.check import check
 from fairflare.data.manifest import SiteData, load
@@ -17,6 +16,7 @@ from fairflare.data.sources import SOURCES, ham10000, uci_heart
 from fairflare.errors import DataError
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog
+from tests.unit.data.plans import AGE, SEX, image_input, make_plan, plan_dict, table_input
 
 SOURCE = {"name": "source", "values": list(ham10000.SITES), "edges": None}
 

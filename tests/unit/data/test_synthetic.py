@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.data.plans import image_input, make_plan, table_input
 
 from fairflare.data.check import check
 from fairflare.data.manifest import Records, load
-from fairflare.data.synthetic import write_hospitals
+from fairflare.data.synthetic import SIGNAL, write_hospitals
 from fairflare.errors import DataError
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog, read_catalog
+from tests.unit.data.plans import image_input, make_plan, table_input
 
 SITES = ("site-1", "site-2", "site-3")
 TABLE = make_plan(table_input(tuple(f"x{at}" for at in range(8))))
@@ -101,6 +101,13 @@ def test_tables_are_learnable_and_unequal(tmp_path: Path) -> None:
     # What a fair model can use is there: the features that show the minority's sign.
     other = inputs[:, 1:8:2].mean(axis=1)
     assert auc(other[groups == 1], labels[groups == 1]) > 0.8
+
+
+def test_the_best_possible_auc_is_the_one_that_is_promised() -> None:
+    rng = np.random.default_rng(1)
+    odds = SIGNAL * rng.normal(size=4000)
+    labels = (rng.random(4000) < 1 / (1 + np.exp(-odds))).astype(np.int64)
+    assert auc(odds, labels) == pytest.approx(0.95, abs=0.015)
 
 
 def test_images_show_both_signs(tmp_path: Path) -> None:

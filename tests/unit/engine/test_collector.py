@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fairflare.engine.collector import Collector
-from fairflare.engine.messages import TRAIN, Layout, Message, Reply, layout_of
+from fairflare.engine.messages import TRAIN, TRAINING_SUMS, Layout, Message, Reply, layout_of
 from fairflare.errors import RoundError
 from fairflare.presets import FEDAVG, heart
 from fairflare.record import Refusal
@@ -35,7 +35,7 @@ def collector(layout: Layout) -> Collector:
 def reply(value: float = 1.0, **changes: Any) -> Reply:
     payloads = {
         "update": Payload(np.full(P, value, np.float32), 16.0),
-        "training_sums": Payload(np.full(4, value), 1.0),
+        "training_sums": Payload(np.full(len(TRAINING_SUMS), value), 1.0),
     }
     return replace(Reply(TRAIN, 2, 0, "session", payloads), **changes)
 
@@ -55,7 +55,7 @@ def test_replies_are_added_as_they_come(collector: Collector) -> None:
     assert collector.accepted == ("a", "c")
     assert collector.opened()["update"].total.tolist() == [48.0] * P
     assert collector.opened()["update"].weight == 32.0
-    assert collector.opened()["training_sums"].total.tolist() == [3.0] * 4
+    assert collector.opened()["training_sums"].total.tolist() == [3.0] * len(TRAINING_SUMS)
     assert collector.refusals == (Refusal(site="b", task=TRAIN, code="FF-ROUND-TIMEOUT"),)
 
 
@@ -73,7 +73,10 @@ REFUSED: dict[str, tuple[Reply, str]] = {
     "another type": (with_payload("update", Payload(np.zeros(P), 10.0)), "DTYPE"),
     "more weight than there is": (with_payload("update", Payload(np.zeros(P, np.float32), 129.0)), "WEIGHT"),
     "numbers too large": (with_payload("update", Payload(np.full(P, 1e30, np.float32), 10.0)), "RANGE"),
-    "a good update and bad sums": (with_payload("training_sums", Payload(np.full(4, np.inf), 1.0)), "NAN"),
+    "a good update and bad sums": (
+        with_payload("training_sums", Payload(np.full(len(TRAINING_SUMS), np.inf), 1.0)),
+        "NAN",
+    ),
     "good sums and a bad update": (with_payload("update", Payload(np.full(P, np.inf, np.float32), 1.0)), "NAN"),
 }
 

@@ -9,14 +9,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.unit.engine.hospitals import ADAMW, PLAIN_SGD, SGD, changed, four, hospital, plan
 from torch import nn
 
 from fairflare import presets, schema
-from fairflare.engine.local import run_local
+from fairflare.engine.local import answer, run_local
+from fairflare.engine.server import Coordinator, Start
+from fairflare.engine.site import Site
 from fairflare.engine.store import read_model
 from fairflare.engine.training import Trainer
+from fairflare.fairness.groups import unpack
 from fairflare.models import build, initial_vector, load_vector, to_vector
+from tests.unit.engine.hospitals import ADAMW, PLAIN_SGD, SGD, changed, four, hospital, plan
 
 FAIR = presets.penalty("sex", "equalized_odds", 2.0)
 TOLERANCE = 1e-6
@@ -34,7 +37,7 @@ def step_plan(**changes):
     data["method"] = method
     data["training"]["work"] = {"unit": "steps", "amount": 3}
     data["cells"]["minimum"] = 0
-    return changed(data, rounds=2, **changes)
+    return changed(data, **{"rounds": 2, **changes})
 
 
 def reference_of_lock_step(the_plan, loaders):
@@ -173,3 +176,84 @@ def test_statistics_and_records_too_do_not_depend_on_the_order_of_arrival(tmp_pa
     lines = [[(line.penalties, line.validation, line.train_loss) for line in record.rounds] for record in records]
     assert lines[0] == lines[1]
     assert records[0].final == records[1].final
+
+
+class Unreliable:
+    """A site that fails at one task of one round, and otherwise does its work."""
+
+    def __init__(self, site, task, round_, step=0):
+        self.site, self.when = site, (task, round_, step)
+        self.name, self.folder = site.name, site.folder
+
+    def handle(self, message):
+        if (message.task, message.round, message.step) == self.when:
+            raise ValueError("a text that must not leave: patient 4711")
+        return self.site.handle(message)
+
+
+def run_with_a_failure(the_plan, folder, name, task, round_, step=0):
+    sites = {key: Site(key, the_plan, load, folder / key) for key, load in four().items()}
+    sites[name] = Unreliable(sites[name], task, round_, step)
+    coordinator = Coordinator(the_plan, folder, Start("s", "local", {}))
+    for phase in coordinator.phases(sorted(sites)):
+        for key in phase.targets:
+            answer(sites[key], phase)
+    return coordinator.record
+
+
+@pytest.mark.parametrize("aggregation", ["records", "uniform"])
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_lock_step_goes_on_exactly_after_a_site_is_lost(tmp_path, aggregation, step):
+    """Totals, records and sites are those of the sites that are left: penalty and weights belong together."""
+    the_plan = step_plan(rounds=1, aggregation=aggregation, scaling="joint")
+    record = run_with_a_failure(the_plan, tmp_path / "lost", "dune", "step", 0, step)
+    found = final_model(tmp_path / "lost", record)
+    assert [(r.site, r.code) for r in record.rounds[0].refusals] == [("dune", "FF-SITE-INTERNAL")]
+    if step == 0:
+        three = {name: load for name, load in four().items() if name != "dune"}
+        expected = final_model(tmp_path / "three", run_local(the_plan, three, tmp_path / "three"))
+        assert np.abs(found - expected).max() <= TOLERANCE
+
+
+def test_a_failure_in_one_round_is_named_and_the_site_comes_back_in_the_next(tmp_path):
+    the_plan = plan(presets.flexfair(FAIR), rounds=3)
+    record = run_with_a_failure(the_plan, tmp_path, "coral", "train", 1)
+    assert record.status == "complete"
+    assert ["coral" in line.participants["train"] for line in record.rounds] == [True, False, True]
+    assert [len(line.refusals) for line in record.rounds] == [0, 1, 0]
+    assert "4711" not in (tmp_path / "record.json").read_text(encoding="utf-8")
+    errors = tmp_path / "coral" / "errors.log"
+    assert "patient 4711" in errors.read_text(encoding="utf-8")
+    assert errors.stat().st_mode & 0o077 == 0
+
+
+def test_groups_that_too_few_sites_report_are_not_sent_to_the_sites(tmp_path):
+    the_plan = plan(presets.flexfair(FAIR), rounds=1, sites=4)
+    sites = {key: Site(key, the_plan, load, tmp_path / key) for key, load in four().items()}
+    lonely = sites["amber"]._load()
+    for split in (lonely.training, lonely.validation, lonely.test):
+        split.groups["sex"][:] = 0
+    sites["amber"]._load = lambda: lonely
+    seen = []
+    for phase in Coordinator(the_plan, tmp_path, Start("s", "local", {})).phases(sorted(sites)):
+        if phase.message.task == "train":
+            seen.append(unpack(sites["amber"].layout.method.measures(), phase.message.vectors["totals"], {"sex": 2}))
+        for key in phase.targets:
+            answer(sites[key], phase)
+    for sums in seen[0].values():
+        assert sums.sites.tolist() == [4.0, 0.0]
+        assert sums.count[1] == sums.total[1] == 0
+
+
+def test_uniform_sites_are_weighed_alike_and_the_record_still_counts_records(tmp_path):
+    record = run_local(plan(presets.flexfair(FAIR), rounds=1, aggregation="uniform"), four(), tmp_path)
+    assert record.rounds[0].records == 180
+    assert record.rounds[0].weighed == 180
+
+
+def test_a_bug_at_one_site_is_a_refusal_not_the_end_of_the_run(tmp_path):
+    loaders = four()
+    loaders["beryl"] = lambda: (_ for _ in ()).throw(KeyError("patient 4711"))
+    record = run_local(plan(presets.FEDAVG, rounds=1), loaders, tmp_path)
+    assert record.status == "complete"
+    assert [(r.site, r.code) for r in record.join_refusals] == [("beryl", "FF-SITE-INTERNAL")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.unit.engine.hospitals import SGD, four, hospital, plan, records
 
 from fairflare import presets
 from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, Message
@@ -13,6 +12,7 @@ from fairflare.engine.site import Site
 from fairflare.engine.training import Trainer
 from fairflare.errors import DataError, GateError, RoundError
 from fairflare.models import initial_vector, vector_sha256
+from tests.unit.engine.hospitals import SGD, four, hospital, plan, records
 
 FAIR = plan(presets.flexfair(presets.penalty("sex", "equalized_odds", 1.0)))
 
@@ -69,6 +69,7 @@ HOSTILE = {
     "another plan": (message(FAIR, MEASURE, plan_sha256="0" * 64), "FF-ROUND-PLAN"),
     "an unknown task": (message(FAIR, "shell"), "FF-ROUND-TASK"),
     "lock step that the plan does not have": (message(FAIR, STEP), "FF-ROUND-TASK"),
+    "another session": (message(FAIR, MEASURE, session="t"), "FF-ROUND-SESSION"),
     "no model": (message(FAIR, MEASURE, vectors={}), "FF-ROUND-INPUT"),
     "one vector too many": (
         message(FAIR, MEASURE, vectors={"model": initial_vector(FAIR), "x": np.zeros(1)}), "FF-ROUND-INPUT",
@@ -98,6 +99,8 @@ def test_a_site_refuses(site, what):
 
 def test_a_site_does_not_train_twice_on_one_measurement_nor_on_another_model(site):
     joined(site).handle(message(FAIR, MEASURE, 3))
+    assert code_of(site, message(FAIR, MEASURE, 3)) == "FF-ROUND-REPEAT"
+    assert code_of(site, message(FAIR, MEASURE, 2)) == "FF-ROUND-REPEAT"
     assert code_of(site, message(FAIR, TRAIN, 4)) == "FF-ROUND-MODEL"
     assert code_of(site, message(FAIR, TRAIN, 3, text={"model_sha256": "0" * 64})) == "FF-ROUND-MODEL"
     site.handle(message(FAIR, TRAIN, 3))

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.engine.hospitals import four, plan
 
 from fairflare.engine import store as module
 from fairflare.engine.describe import record_sha256
@@ -22,6 +22,7 @@ from fairflare.models import initial_vector, vector_sha256
 from fairflare.plan import Plan
 from fairflare.presets import FEDAVG, flexfair, penalty
 from fairflare.record import MODEL_NAME, PROGRESS_NAME, RunRecord, read_record
+from tests.unit.engine.hospitals import four, hospital, plan
 
 PLAN = plan(flexfair(penalty("sex", "equal_opportunity", 1.0)), rounds=4, min_sites=3)
 
@@ -34,9 +35,14 @@ def begin(folder: Path, earlier: Path | None = None) -> Coordinator:
     return Coordinator(PLAN, folder, Start("session", "local", software(), found))
 
 
-def drive(coordinator: Coordinator, folder: Path, phases: int = 10_000) -> RunRecord:
+LOADERS = {**four(), "ember": lambda: hospital(30, 7)}
+
+
+def drive(
+    coordinator: Coordinator, folder: Path, phases: int = 10_000, names: Sequence[str] = tuple(four())
+) -> RunRecord:
     """Answer so many phases, then let the server die without a word."""
-    sites = {name: Site(name, PLAN, load, folder / "sites" / name) for name, load in four().items()}
+    sites = {name: Site(name, PLAN, LOADERS[name], folder / "sites" / name) for name in names}
     for number, phase in enumerate(coordinator.phases(sorted(sites))):
         if number == phases:
             break
@@ -92,7 +98,43 @@ def test_a_site_that_refused_to_join_the_first_session_still_explains_its_rounds
     record = verify_run(tmp_path / "2")
     assert "dune" not in record.rounds[0].participants["train"]
     assert "dune" in record.rounds[-1].participants["train"]
-    assert [refusal.site for refusal in record.join_refusals] == ["dune"]
+    assert [refusal.site for refusal in record.sessions[0].join_refusals] == ["dune"]
+    assert record.sessions[1].join_refusals == ()
+
+
+OTHERS = {
+    "one site fewer": ("amber", "beryl", "dune"),
+    "one site more": ("amber", "beryl", "coral", "dune", "ember"),
+    "another site": ("amber", "beryl", "coral", "ember"),
+}
+
+
+@pytest.mark.parametrize("phases", [1, 5, 9])
+@pytest.mark.parametrize("others", OTHERS)
+def test_a_run_that_goes_on_with_other_sites_verifies(others: str, phases: int, tmp_path: Path) -> None:
+    drive(begin(tmp_path / "1"), tmp_path / "1", phases)
+    drive(begin(tmp_path / "2", tmp_path / "1"), tmp_path / "2", names=OTHERS[others])
+    record = verify_run(tmp_path / "2")
+    assert record.roster == record.final.participants == OTHERS[others]
+    assert [session.roster for session in record.sessions] == [tuple(four()), OTHERS[others]]
+    rosters = [line.participants["train"] for line in record.rounds]
+    before = (phases - 1) // 2
+    assert rosters == [tuple(four())] * before + [OTHERS[others]] * (4 - before)
+    assert record.sessions[0].records["training"] == 180.0
+    assert record.records["training"] == sum(len(LOADERS[name]().training) for name in OTHERS[others])
+
+
+def test_a_session_of_too_few_sites_stops_and_says_how_many_were_asked(tmp_path: Path) -> None:
+    drive(begin(tmp_path / "1"), tmp_path / "1", 5)
+    stopped = drive(begin(tmp_path / "2", tmp_path / "1"), tmp_path / "2", names=("amber", "beryl"))
+    assert stopped.status == "stopped"
+    assert stopped.reason is not None
+    assert "2 usable answers to join (sites asked: 2)" in stopped.reason.text
+    drive(begin(tmp_path / "3", tmp_path / "2"), tmp_path / "3")
+    record = verify_run(tmp_path / "3")
+    assert [(len(one.roster), one.first_round, bool(one.records)) for one in record.sessions] == [
+        (4, 0, True), (2, 2, False), (4, 2, True),
+    ]  # fmt: skip
 
 
 @pytest.fixture

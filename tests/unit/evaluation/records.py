@@ -18,6 +18,7 @@ from fairflare.record import (
     RoundRecord,
     RunRecord,
     Seconds,
+    Session,
     cells_from_sums,
 )
 
@@ -149,18 +150,29 @@ def make_record(
         plan_sha256=plan.sha256,
         software={},
         notices=(),
-        sessions=(),
+        sessions=(make_session(),),
         status="complete",
         reason=None,
         ended="2025-01-01T00:00:00Z",
-        roster=SITES,
-        join_refusals=(),
-        records={"train": 4000.0},
         initial_model_sha256="a" * 64,
         rounds=tuple(make_round(plan, number) for number in range(plan.training.rounds)),
         final=final,
     )
     return record.model_copy(update=changes)
+
+
+def make_session() -> Session:
+    """The one start of a run."""
+    return Session(
+        number=1,
+        transport="local",
+        started="2025-01-01T00:00:00Z",
+        first_round=0,
+        previous_record_sha256=None,
+        roster=SITES,
+        join_refusals=(),
+        records={"training": 4000.0, "validation": 1200.0, "test": 1200.0, "opted_out": 0.0},
+    )
 
 
 def make_round(plan: Plan, number: int, **changes: Any) -> RoundRecord:
@@ -187,6 +199,7 @@ def make_round(plan: Plan, number: int, **changes: Any) -> RoundRecord:
         "refusals": (),
         "records": 4000.0,
         "train_loss": 0.6 - 0.1 * number,
+        "weighed": 4000.0,
         "at_minimum": 0.0,
         "at_maximum": 0.0,
         "penalties": penalties,

@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.unit.evaluation.records import BINS, constant, draw, flexfair, make_plan, make_record
 
 from fairflare.evaluation.export import COLUMNS
 from fairflare.evaluation.render import WIDTH, change_in_words, comparison_report, run_report, to_csv, to_json, to_text
@@ -19,6 +18,7 @@ from fairflare.evaluation.report import compare, summarise
 from fairflare.evaluation.summary import RunSummary
 from fairflare.evaluation.words import CRITERIA, HIGHER_IS_BETTER, LOWER_IS_BETTER, MEANINGS, NAMES
 from fairflare.fairness.metrics import GAPS, METRICS
+from tests.unit.evaluation.records import BINS, constant, draw, flexfair, make_plan, make_record
 
 EVALUATION = {"score_bins": BINS, "threshold": "validation_balanced_accuracy"}
 

@@ -8,6 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from fairflare.errors import RunError
+from fairflare.evaluation.remarks import is_constant
+from fairflare.evaluation.report import compare, summarise
+from fairflare.evaluation.summary import NO_INTERVAL, AttributeSummary, Remark, RunSummary, Value
+from fairflare.fairness.metrics import GAPS, METRICS
+from fairflare.record import RunRecord
 from tests.unit.evaluation.records import (
     BINS,
     SEX,
@@ -20,13 +27,6 @@ from tests.unit.evaluation.records import (
     make_record,
     make_round,
 )
-
-from fairflare.errors import RunError
-from fairflare.evaluation.remarks import constant_reasons
-from fairflare.evaluation.report import compare, summarise
-from fairflare.evaluation.summary import NO_INTERVAL, AttributeSummary, Remark, RunSummary, Value
-from fairflare.fairness.metrics import GAPS, METRICS
-from fairflare.record import RunRecord
 
 ON_VALIDATION = {"score_bins": BINS, "threshold": "validation_balanced_accuracy"}
 GUARDED = {"minimum": 11, "sites": 1}
@@ -230,31 +230,35 @@ def test_penalties_carry_their_gap_in_training() -> None:
 
 
 def test_constant_model_says_exactly_why() -> None:
-    text = text_of(report_on(make_record(make_plan(), constant(draw()))).remarks, "constant model")
-    assert "100% of the scores lie in one bin of width 0.005" in text
-    assert "nobody is called positive" in text
-    text = text_of(report_on(make_record(make_plan(), constant(draw(), 0.8))).remarks, "constant model")
-    assert "everybody is called positive" in text
+    remarks = report_on(make_record(make_plan(), constant(draw()))).remarks
+    assert "100% of the scores lie in one bin of width 0.005" in text_of(remarks, "constant model")
+    assert text_of(remarks, "constant decision").startswith("nobody is called positive")
+    assert "chance" not in kinds(remarks)  # said already
+    remarks = report_on(make_record(make_plan(), constant(draw(), 0.8))).remarks
+    assert text_of(remarks, "constant decision").startswith("everybody is called positive")
 
 
-def test_a_model_no_better_than_chance_is_called_constant() -> None:
-    text = text_of(report_on(make_record(make_plan(), draw(skill=(0, 0)))).remarks, "constant model")
-    assert "contains 0.5, which is chance" in text
-    assert "one bin" not in text
-    assert "called positive" not in text
+def test_a_model_no_better_than_chance_is_called_that_and_not_constant() -> None:
+    remarks = report_on(make_record(make_plan(), draw(skill=(0, 0)))).remarks
+    assert text_of(remarks, "chance").startswith("not shown to be better than chance: the interval")
+    assert "contains 0.5" in text_of(remarks, "chance")
+    assert not {"constant model", "constant decision"} & set(kinds(remarks))
+    worse = report_on(make_record(make_plan(), draw(skill=(-2, -2)))).remarks
+    assert "lies below 0.5" in text_of(worse, "chance")
 
 
-def test_a_model_that_tells_labels_apart_is_not_constant() -> None:
-    assert "constant model" not in kinds(report_on(make_record(make_plan(), draw())).remarks)
+def test_a_model_that_tells_labels_apart_is_neither() -> None:
+    remarks = report_on(make_record(make_plan(), draw())).remarks
+    assert not {"constant model", "constant decision", "chance"} & set(kinds(remarks))
 
 
-def test_one_bin_alone_is_enough() -> None:
+def test_one_bin_alone_is_constant() -> None:
     histogram = np.zeros((2, BINS))
+    assert not is_constant(histogram)
     histogram[0, 50], histogram[1, 150] = 990, 10
-    overall = report_on(make_record(make_plan(), draw())).overall
-    assert len(constant_reasons(overall, histogram)) == 1
+    assert is_constant(histogram)
     histogram[0, 50] = 980
-    assert constant_reasons(overall, histogram) == []
+    assert not is_constant(histogram)
 
 
 def test_small_cells_are_named() -> None:
@@ -294,7 +298,9 @@ def test_an_incomplete_run_and_missing_sites_are_named() -> None:
 def test_held_weights_are_pointed_out() -> None:
     plan = make_plan(method=flexfair())
     rounds = (make_round(plan, 0), make_round(plan, 1, at_minimum=400.0))
-    assert "400 record weights" in text_of(report_on(make_record(plan, draw(), rounds=rounds)).remarks, "held weights")
+    assert "400 of 4000 record weights" in text_of(
+        report_on(make_record(plan, draw(), rounds=rounds)).remarks, "held weights"
+    )
     rounds = (make_round(plan, 0, at_minimum=400.0), make_round(plan, 1, at_minimum=40.0))
     assert "held weights" not in kinds(report_on(make_record(plan, draw(), rounds=rounds)).remarks)
 

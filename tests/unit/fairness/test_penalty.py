@@ -114,3 +114,10 @@ def test_with_uniform_weights_a_hospital_sends_its_risk_and_nothing_else():
     own = HospitalSums.measure(np.array([1.0, 2.0, 6.0]), 0, weighted=False)
     assert own.vector().tolist() == [3.0, 1.0]
     assert HospitalSums.measure(np.array([1.0]), 11, weighted=False).vector().tolist() == [0.0, 0.0]
+
+
+def test_without_weight_on_any_present_group_there_is_no_mean_and_no_penalty():
+    sums = CellSums(np.array([0.0, 2.0, 9.0]), np.array([0.0, 2.0, 6.0]), np.array([0.0, 1.0, 2.0]))
+    state = evaluate(sums, (1.0, 0.0, 0.0), "paper", "sum", 1)
+    assert state.value == state.gap == 0
+    assert not state.coefficient.any()

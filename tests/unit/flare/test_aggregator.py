@@ -13,7 +13,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 
 from fairflare.engine.collector import Collector
-from fairflare.engine.messages import TRAIN, Message, layout_of
+from fairflare.engine.messages import TRAIN, TRAINING_SUMS, Message, layout_of
 from fairflare.engine.server import Phase
 from fairflare.flare import wire
 from fairflare.flare.aggregator import SITE, FlexFairAggregator
@@ -54,11 +54,11 @@ def result(value: float = 1.0, **head: Any) -> Shareable:
     good = {
         "version": 1, "task": TRAIN, "round": 1, "step": 0, "session": "session",
         "weights": {"update": 16.0, "training_sums": 1.0},
-        "vectors": {"update": ["<f4", P], "training_sums": ["<f8", 4]},
+        "vectors": {"update": ["<f4", P], "training_sums": ["<f8", len(TRAINING_SUMS)]},
     }  # fmt: skip
     shareable[wire.HEAD] = json.dumps({**good, **head})
     shareable[wire.VECTOR + "update"] = np.full(P, value, dtype="<f4").tobytes()
-    shareable[wire.VECTOR + "training_sums"] = np.full(4, value).tobytes()
+    shareable[wire.VECTOR + "training_sums"] = np.full(len(TRAINING_SUMS), value).tobytes()
     return shareable
 
 

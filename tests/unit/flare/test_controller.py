@@ -18,7 +18,6 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
-from tests.unit.engine.hospitals import four, plan
 
 from fairflare.engine.local import run_local
 from fairflare.engine.site import Site
@@ -31,6 +30,7 @@ from fairflare.flare.names import RESUME
 from fairflare.jobs import write_job
 from fairflare.presets import flexfair, penalty
 from fairflare.record import RunRecord, read_record
+from tests.unit.engine.hospitals import four, plan
 
 THE_PLAN = plan(
     flexfair(penalty("sex", "equal_opportunity", 1.0)), rounds=3, min_sites=3, task_timeout_seconds=12.5, max_missed=1

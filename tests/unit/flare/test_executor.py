@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""At the site: one Site for the whole job, releases or codes out, texts into the site's own log."""
+"""At the site: one Site for the whole job, releases or codes out, texts into the site's own file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
-from tests.federation.support import make_hospitals
 
 from fairflare.engine.messages import JOIN, MEASURE, Message
 from fairflare.flare import wire
-from fairflare.flare.executor import CATALOG, PLAN, FairFlareExecutor
+from fairflare.flare.executor import PLAN, FairFlareExecutor
 from fairflare.jobs import write_job
 from fairflare.models import initial_vector
-from fairflare.policy import DataCatalog, write_catalog
+from fairflare.policy import CATALOG_NAME, DataCatalog, write_catalog
 from fairflare.presets import FEDAVG, heart
+from tests.federation.support import make_hospitals
 
 THE_PLAN = heart("heart_test", FEDAVG)
 SITE = "hospital-1"
@@ -118,11 +118,11 @@ def test_a_task_of_another_plan_is_not_done(context: FLContext) -> None:
 
 
 def no_catalog(base: Path) -> None:
-    (base / "local" / CATALOG).unlink()
+    (base / "local" / CATALOG_NAME).unlink()
 
 
 def other_sites_catalog(base: Path) -> None:
-    catalog = DataCatalog.model_validate_json((base / "local" / CATALOG).read_text(encoding="utf-8"), strict=False)
+    catalog = DataCatalog.model_validate_json((base / "local" / CATALOG_NAME).read_text(encoding="utf-8"), strict=False)
     assert catalog.sites is not None
     write_catalog(base / "local", catalog.model_copy(update={"sites": {"other": catalog.sites[SITE]}}))
 
@@ -149,7 +149,9 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("what", DEFECTS)
-def test_a_site_that_cannot_begin_says_so_by_a_code(what: str, base: Path, context: FLContext) -> None:
+def test_a_site_that_cannot_begin_says_so_by_a_code(
+    what: str, base: Path, context: FLContext, caplog: pytest.LogCaptureFixture
+) -> None:
     spoil, wanted = DEFECTS[what]
     spoil(base)
     answer = FairFlareExecutor().execute(JOIN, message(JOIN), context, Signal())
@@ -158,11 +160,14 @@ def test_a_site_that_cannot_begin_says_so_by_a_code(what: str, base: Path, conte
     assert str(base).encode() not in answer.to_bytes()
     # FLARE's log events carry the text; a widget of the job may send them to the server.
     assert context.get_engine().events == []
+    assert "SECRET" not in caplog.text
+    assert "got " not in caplog.text
 
 
-def test_the_text_of_an_unknown_error_stays_in_the_sites_log(
-    context: FLContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_text_of_an_unknown_error_stays_in_the_sites_own_file(
+    base: Path, context: FLContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """FLARE's stock kits stream its log files to the server, so the text must not reach any logger."""
     executor = FairFlareExecutor()
     executor.execute(JOIN, message(JOIN), context, Signal())
 
@@ -170,11 +175,15 @@ def test_the_text_of_an_unknown_error_stays_in_the_sites_log(
         raise ValueError("patient SECRET-17")
 
     monkeypatch.setattr(executor._site, "handle", fail)
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.DEBUG):
         answer = executor.execute(JOIN, message(JOIN), context, Signal())
     assert code(answer) == "FF-SITE-INTERNAL"
     assert b"SECRET" not in answer.to_bytes()
-    assert "SECRET-17" in caplog.text
+    assert "FF-SITE-INTERNAL" in caplog.text
+    assert "SECRET" not in caplog.text
+    errors = base / "run" / "fairflare" / "errors.log"
+    assert "SECRET-17" in errors.read_text(encoding="utf-8")
+    assert errors.stat().st_mode & 0o077 == 0
 
 
 def test_a_list_of_releases_that_cannot_be_written_stops_the_release(base: Path, context: FLContext) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -192,19 +193,26 @@ def test_a_full_disk_lets_nothing_out(gate: ReleaseGate, monkeypatch: pytest.Mon
         gate.release("train", 0, 0, GOOD)
 
 
-FORGED: Mapping[str, tuple[Any, ...]] = {
-    "no seal": (),
-    "null": (None,),
-    "a seal of one's own": (object(),),
-    "true": (True,),
-}
+FORGED: Mapping[str, Any] = {"null": None, "a seal of one's own": object(), "true": True}
 
 
 @pytest.mark.parametrize("seal", FORGED)
 def test_a_forged_release_is_noticed(seal: str) -> None:
-    forged = Release("train", 0, 0, {"update": Payload(UPDATE, 1.0)}, *FORGED[seal])
+    forged = Release("train", 0, 0, {"update": Payload(UPDATE, 1.0)})
     with pytest.raises(GateError, match="FF-GATE-SEAL"):
         forged.verify_sealed()
+    object.__setattr__(forged, "_seal", FORGED[seal])
+    with pytest.raises(GateError, match="FF-GATE-SEAL"):
+        forged.verify_sealed()
+
+
+def test_a_release_cannot_be_given_other_contents(gate: ReleaseGate) -> None:
+    release = gate.release("train", 0, 0, GOOD)
+    other = dataclasses.replace(release, payloads={"update": Payload(UPDATE, 1.0)})
+    with pytest.raises(GateError, match="FF-GATE-SEAL"):
+        other.verify_sealed()
+    with pytest.raises(TypeError):
+        release.payloads["update"] = Payload(UPDATE, 1.0)
 
 
 def test_a_release_does_not_show_its_seal(gate: ReleaseGate) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairflare.errors import RoundError
-from fairflare.secagg.plain import FRACTION_BITS, LIMIT, STATISTICS_SCALE, PlainSite, PlainStatisticsSum, PlainUpdateSum
+from fairflare.secagg.plain import FRACTION_BITS, LIMIT, STATISTICS_LIMIT, PlainSite, PlainStatisticsSum, PlainUpdateSum
 from fairflare.secagg.protection import Opened, Payload, SecureSum, VectorSpec, describe
 
 UPDATE = VectorSpec("update", "float32", 3)
@@ -23,7 +23,7 @@ ONE = Fraction(1, 2**FRACTION_BITS)
 floats32 = st.floats(-1e3, 1e3, width=32)
 weights = st.integers(0, 2000).map(float)
 sites = st.lists(st.tuples(st.lists(floats32, min_size=3, max_size=3), weights), min_size=1, max_size=4)
-statistics = st.lists(st.lists(st.floats(-1e12, 1e12), min_size=2, max_size=2), min_size=1, max_size=4)
+statistics = st.lists(st.lists(st.floats(0, 1e12), min_size=2, max_size=2), min_size=1, max_size=4)
 
 
 def update(*values: float, weight: float = 1.0) -> Payload:
@@ -79,9 +79,12 @@ def test_a_statistics_sum_is_correctly_rounded_in_every_order(rows: list[list[fl
         assert opened.sites == tuple(sorted(f"site-{at}" for at in order))
 
 
-def test_numbers_that_cancel_leave_the_small_one() -> None:
-    opened = total(PlainStatisticsSum(SUMS), {"a": sums(1e14, 1), "b": sums(0.1, 1), "c": sums(-1e14, 1)})
-    assert opened.total.tolist() == [0.1, 3.0]
+def test_small_numbers_beside_large_ones_are_not_lost_one_by_one() -> None:
+    """1e15 + 0.05 + 0.05 is 1e15 when added one after the other: each of them falls under the last bit."""
+    opened = total(PlainStatisticsSum(SUMS), {"a": sums(1e15, 1), "b": sums(0.05, 1), "c": sums(0.05, 1)})
+    assert 1e15 + 0.05 + 0.05 == 1e15
+    assert opened.total.tolist() == [math.fsum([1e15, 0.05, 0.05]), 3.0]
+    assert opened.total[0] > 1e15
 
 
 def test_the_sum_over_nobody_is_zero() -> None:
@@ -133,9 +136,15 @@ def test_1024_sites_at_the_limit_do_not_overflow(sign: float) -> None:
 
 
 def test_statistics_go_as_far_as_float64_counts_by_ones() -> None:
-    largest = math.nextafter(LIMIT / STATISTICS_SCALE, 0.0)
+    largest = math.nextafter(STATISTICS_LIMIT, 0.0)
     assert largest >= 2**50 - 1
-    assert total(PlainStatisticsSum(SUMS), {"a": sums(largest, -largest)}).total.tolist() == [largest, -largest]
+    assert total(PlainStatisticsSum(SUMS), {"a": sums(largest, 0)}).total.tolist() == [largest, 0.0]
+
+
+def test_a_negative_statistic_would_take_from_the_others_and_is_refused() -> None:
+    for value in (-1e-300, -1.0, -(2.0**60)):
+        with pytest.raises(RoundError, match="FF-ROUND-RANGE"):
+            PlainStatisticsSum(SUMS).check(sums(1.0, value))
 
 
 def masked() -> np.ndarray:

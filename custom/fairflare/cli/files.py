@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of the file system in our own form: code, what went wrong, what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairflare.errors import RunError
+
+
+def file_error(problem: OSError, words: Sequence[str]) -> RunError:
+    """``FF-RUN-FILE`` for ``problem``; of all paths, only one that was typed (in ``words``) is repeated."""
+    typed = _typed(problem, words)
+    where = f"'{typed}': " if typed else ""
+    return RunError(
+        "FF-RUN-FILE",
+        got=f"{where}{problem.strerror or type(problem).__name__}",
+        expected="files and folders that this user can read and write as the command needs them",
+        next_step="correct the path: a folder must not be a file, nor a file a folder; or the access rights, or the "
+        "space on the disk",
+    )
+
+
+def verify_writable(path: Path) -> None:
+    """Raise :class:`OSError` now if ``path`` cannot be written later; nothing is made or changed."""
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    there = path if path.exists() else path.parent
+    if there.exists() and there != path and not there.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if not there.exists():
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if not os.access(there, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _typed(problem: OSError, words: Sequence[str]) -> str | None:
+    """The word of the command line that is the problem's path, or leads to it, or below it."""
+    if not isinstance(problem.filename, str):
+        return None
+    wanted = Path(problem.filename).absolute()
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("-") else word
+        path = Path(value).absolute()
+        if value and (path == wanted or path in wanted.parents or wanted in path.parents):
+            return value
+    return None

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a record's numbers must obey: ranges, whole counts, groups within the whole, sums that histograms allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fairflare.engine.messages import COUNTS, MEASURE, TRAIN
+from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL, CellSums, EvaluationSums, Floats
+from fairflare.fairness.penalty import evaluate
+from fairflare.methods import METHODS, FlexFair, Penalty
+from fairflare.plan import Plan
+from fairflare.record import GroupLine, PenaltyRecord, RoundRecord, Session
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What is wrong with a run, with a stable code."""
+
+    code: str
+    text: str
+
+
+def check_counts(session: Session) -> Iterator[Defect]:
+    """Records that joined a session."""
+    where = f"session {session.number}"
+    if set(session.records) != set(COUNTS):
+        yield Defect("FF-RUN-SUMS", f"{where}: records of other splits than {', '.join(COUNTS)}")
+    if not _are_counts(np.array(list(session.records.values()))):
+        yield Defect("FF-RUN-SUMS", f"{where}: numbers of records that are no whole numbers from 0")
+
+
+def check_numbers(plan: Plan, session: Session, line: RoundRecord) -> Iterator[Defect]:
+    """The numbers of one round, given the session that it belongs to."""
+    for text in _wrong_numbers(session, line):
+        yield Defect("FF-RUN-SUMS", f"round {line.round}: {text}")
+    values = {EVERYBODY: (EVERYBODY,), **{one.name: one.values for one in plan.attributes}}
+    if [(one.attribute, one.group) for one in line.validation] != [
+        (a, g) for a, names in values.items() for g in names
+    ]:
+        yield Defect("FF-RUN-LAYOUT", f"round {line.round}: validation lines are not those of the plan's groups")
+    else:
+        for text in _wrong_lines(plan, session, line):
+            yield Defect("FF-RUN-SUMS", f"round {line.round}: validation: {text}")
+    yield from _check_penalties(plan, session, line)
+
+
+def _wrong_numbers(session: Session, line: RoundRecord) -> Iterator[str]:
+    if not _are_counts(line.records, line.weighed, line.at_minimum, line.at_maximum):
+        yield "numbers of records or weights that are no whole numbers from 0"
+    if line.at_minimum + line.at_maximum > line.weighed:
+        yield "more weights held at a bound than weights"
+    if line.train_loss < 0:
+        yield "a loss below zero"
+    if min(line.seconds.measure, line.seconds.train, line.seconds.aggregate) < 0:
+        yield "a duration below zero"
+    if not _fits(line.records, session, "training", line.participants.get(TRAIN, ())):
+        yield "other training records than the sites joined with"
+
+
+def _fits(records: float, session: Session, split: str, sites: tuple[str, ...], whole: bool = True) -> bool:
+    """Whether ``records`` of ``sites`` can be a part of those that joined; all of them, if everybody takes part."""
+    joined = session.records.get(split)
+    if joined is None:  # check_counts says so
+        return True
+    return records == joined if whole and set(sites) >= set(session.joined) else records <= joined
+
+
+def _wrong_lines(plan: Plan, session: Session, line: RoundRecord) -> Iterator[str]:
+    everybody, *groups = line.validation
+    for one in line.validation:
+        if not _is_plausible(one, _may_withhold(plan)):
+            yield f"{one.attribute}/{one.group}: impossible records, or a loss, score or area that they rule out"
+    for attribute in plan.attributes:
+        whole = _amounts(everybody)
+        parts = np.sum([_amounts(one) for one in groups if one.attribute == attribute.name], axis=0)
+        if (parts > whole + TOLERANCE * np.maximum(whole, 1.0)).any():
+            yield f"{attribute.name}: more in the groups than in all"
+    whole_split = not _may_withhold(plan)
+    if not _fits(everybody.records, session, "validation", line.participants.get(MEASURE, ()), whole_split):
+        yield "other records than the sites joined with"
+
+
+def _may_withhold(plan: Plan) -> bool:
+    """Whether small cells may be missing from the sums."""
+    return plan.cells.minimum > 1 or plan.cells.sites > 1
+
+
+def _is_plausible(one: GroupLine, withheld: bool) -> bool:
+    negatives = one.records - one.positives
+    both = one.positives > 0 and negatives > 0
+    known = both or (one.records > 0 and not withheld)  # half of a group's loss is not shown as its own
+    return (
+        _are_counts(one.records, one.positives)
+        and negatives >= 0
+        and (one.auc is not None) == both
+        and (one.loss is not None) == (one.mean_score is not None) == known
+        and -TOLERANCE <= (one.auc or 0.0) <= 1 + TOLERANCE
+        and -TOLERANCE <= (one.mean_score or 0.0) <= 1 + TOLERANCE
+        and (one.loss or 0.0) >= 0
+    )
+
+
+def _amounts(one: GroupLine) -> Floats:
+    """What groups may not have more of than everybody: records by label, sums of losses and scores."""
+    loss, score = one.loss or 0.0, one.mean_score or 0.0
+    return np.array([one.positives, one.records - one.positives, loss * one.records, score * one.records])
+
+
+def _check_penalties(plan: Plan, session: Session, line: RoundRecord) -> Iterator[Defect]:
+    method = METHODS[plan.method.name](
+        plan.method, {one.name: len(one.values) for one in plan.attributes}, plan.cells.sites
+    )
+    parts = method.parts if isinstance(method, FlexFair) else []
+    wanted = [(one.attribute, one.criterion, measure.name, one.strength) for one, measure in parts]
+    found = [(one.attribute, one.criterion, one.measure, one.strength) for one in line.penalties]
+    if found != wanted:
+        yield Defect("FF-RUN-PENALTY", f"round {line.round}: not the penalties of the plan")
+        return
+    for (known, _), penalty in zip(parts, line.penalties, strict=True):
+        where = f"round {line.round}: {penalty.measure}"
+        groups = 0 if known.attribute == HOSPITAL else len(plan.attribute(known.attribute).values)
+        if not _agrees(penalty, known, groups):
+            yield Defect("FF-RUN-PENALTY", f"{where}: weights, coefficients, P or gap do not follow")
+        count, limit = penalty.count or (), session.records.get("training", math.inf)
+        if not _are_counts(np.array(count)) or sum(count) > limit:
+            yield Defect("FF-RUN-PENALTY", f"{where}: counts that are no whole numbers, or more than joined")
+        highest = 1.0 if known.utility == "probability" else plan.method.clip
+        if any(not -TOLERANCE <= risk <= highest + TOLERANCE for risk in penalty.risk or () if risk is not None):
+            yield Defect("FF-RUN-PENALTY", f"{where}: a risk that its utility rules out")
+
+
+def _agrees(penalty: PenaltyRecord, known: Penalty, groups: int) -> bool:
+    """Whether what follows from risks and counts does. Hospitals as groups: only sums are known, nothing follows."""
+    given = (penalty.risk, penalty.weight, penalty.coefficient, penalty.count, penalty.value, penalty.gap)
+    if groups == 0:
+        return given == (None,) * len(given)
+    if penalty.value is None or penalty.gap is None:
+        return False
+    if any(numbers is None or len(numbers) != groups for numbers in given[:4]):
+        return False
+    present = np.array([risk is not None for risk in penalty.risk or ()])
+    risk = np.array([0.0 if risk is None else risk for risk in penalty.risk or ()])
+    count = np.array(penalty.count)
+    if ((count > 0) != present).any():
+        return False
+    expected = evaluate(CellSums(risk * count, count, present * 1.0), known.weights, known.form, known.reduction, 1)
+    differences = [
+        float(np.abs(np.array(penalty.weight) - expected.weight).max()),
+        float(np.abs(np.array(penalty.coefficient) - expected.coefficient).max()),
+        abs(expected.value - penalty.value),
+        abs(expected.gap - penalty.gap),
+    ]
+    return all(one <= TOLERANCE * max(1.0, expected.value) for one in differences)
+
+
+def wrong_evaluation(
+    plan: Plan, sums: EvaluationSums, session: Session, split: str, sites: tuple[str, ...]
+) -> Iterator[str]:
+    """What is wrong with evaluation sums over ``sites``, in words."""
+    everybody = sums.cells[EVERYBODY][0]
+    for attribute, table in sums.cells.items():
+        for text in _wrong_cells(plan, table, len(sites)):
+            yield f"{attribute}: {text}"
+        # A group that is released at a site has fewer records of each label there than everybody, who is too then.
+        parts = np.maximum(table, table.sum(axis=0) * (np.arange(table.shape[-1]) != 1))
+        slack = np.zeros_like(everybody)
+        slack[:, 2:HEAD] = TOLERANCE * np.maximum(everybody[:, 2:HEAD], 1.0)
+        if (parts > everybody + slack).any():
+            yield f"{attribute}: more in a group, or in all of them, than in everybody"
+    if not _fits(float(everybody[:, 0].sum()), session, split, sites, not _may_withhold(plan)):
+        yield "other records than the sites joined with"
+
+
+def _wrong_cells(plan: Plan, table: Floats, sites: int) -> Iterator[str]:
+    count, reporting, histogram = table[..., 0], table[..., 1], table[..., HEAD:]
+    if not _are_counts(count, reporting, histogram):
+        yield "numbers of records or sites that are no whole numbers from 0"
+    if (histogram.sum(axis=-1) != count).any():
+        yield "a histogram does not add up to its count"
+    least = np.where(count > 0, max(plan.cells.sites, 1), 0)
+    if (reporting > sites).any() or (reporting < least).any():
+        yield "records of too few sites, or of more than took part"
+    if (count < reporting * max(plan.cells.minimum, 1)).any():
+        yield "a site with fewer records than the plan's smallest cell"
+    slack = TOLERANCE * np.maximum(count, 1.0)
+    for name, value, (low, high) in (
+        ("losses", table[..., 2], _loss_bounds(histogram)),
+        ("scores", table[..., 3], _score_bounds(histogram)),
+    ):
+        if (value < low - slack).any() or (value > high + slack).any():
+            yield f"a sum of {name} that its histogram rules out"
+
+
+def _score_bounds(histogram: Floats) -> tuple[Floats, Floats]:
+    """Smallest and largest sum of scores that a histogram (..., bins) over equal bins of [0, 1] allows."""
+    bins = histogram.shape[-1]
+    edges = np.arange(bins + 1) / bins
+    return histogram @ edges[:-1], histogram @ edges[1:]
+
+
+def _loss_bounds(histogram: Floats) -> tuple[Floats, Floats]:
+    """Smallest and largest sum of cross-entropies -log P(true label) that a histogram (..., 2, bins) allows.
+
+    There is no largest one where a record lies in the bin farthest from its label.
+    """
+    bins = histogram.shape[-1]
+    # By distance from the true label: bin 0 is the nearest to it, for label 1 the one with the largest scores.
+    away = np.stack([histogram[..., 0, :], histogram[..., 1, ::-1]], axis=-2)
+    edges = -np.log(1 - np.arange(bins) / bins)
+    high = away[..., :-1] @ edges[1:]
+    return away @ edges, np.where(away[..., -1] > 0, np.inf, high)
+
+
+def _are_counts(*numbers: float | Floats) -> bool:
+    return all(bool(((one >= 0) & (one == np.floor(one))).all()) for one in map(np.asarray, numbers))

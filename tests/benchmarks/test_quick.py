@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark runs and says everything it promises. Nothing here looks at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.figures import Figure, as_markdown, as_text
+from tests.benchmarks.subjects import AIMED_AT, QUICK
+from tests.benchmarks.timeline import PARTS
+
+PER_SUBJECT = {
+    "flare_round", "bare_one", "bare_fair", "ratio_fair", "ratio_one", "ratio_ideal", "start_up", "teardown",
+    "train_max", "train_sum", "bare_train_one", "bare_train_fair", "local_work", "waiting", "share_rest",
+    "serialise_wire", "serialise_fobs", "bytes", "same_work", *(f"share_{part}" for part in PARTS),
+}  # fmt: skip
+MACHINE = {"cores", "cpu", "memory_gb", "torch", "torch_threads", "python", "date", "command", "load_before", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--out", str(out)]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out, done.stdout
+
+
+@pytest.fixture(scope="module")
+def figures(bench: tuple[Path, str]) -> dict[tuple[str, str], dict[str, Any]]:
+    data = json.loads((bench[0] / "bench.json").read_text(encoding="utf-8"))
+    assert set(data["machine"]) == MACHINE
+    return {(one["subject"], one["key"]): one for one in data["figures"]}
+
+
+@pytest.mark.slow
+@pytest.mark.federation
+@pytest.mark.timeout(960)
+def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for subject in ("mlp on heart", AIMED_AT, "resnet18"):
+        assert {key for name, key in figures if name == subject} == PER_SUBJECT
+    few, many = QUICK.memory_sites
+    server = {"model", "growth", *(f"{kind}_{sites}" for kind in ("peak", "above") for sites in (few, many))}
+    assert {key for name, key in figures if name == "resnet18 updates"} == server
+    few, many = QUICK.accumulator_sites
+    alone = {f"accumulator_{few}", f"accumulator_{many}", "accumulator_growth"}
+    assert {key for name, key in figures if name == "accumulator alone"} == alone
+    assert all(math.isfinite(one["value"]) for one in figures.values())
+
+
+@pytest.mark.slow
+@pytest.mark.federation
+@pytest.mark.timeout(960)
+def test_flare_and_the_bare_loop_did_the_same_work(figures: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for subject in ("mlp on heart", AIMED_AT, "resnet18"):
+        assert figures[subject, "same_work"]["verdict"] == "met"
+
+
+@pytest.mark.slow
+@pytest.mark.federation
+@pytest.mark.timeout(960)
+def test_the_parts_of_a_round_add_up(figures: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for subject in ("mlp on heart", AIMED_AT, "resnet18"):
+        shares = [figures[subject, f"share_{part}"]["value"] for part in PARTS]
+        assert sum(shares) + figures[subject, "share_rest"]["value"] == pytest.approx(100)
+
+
+@pytest.mark.slow
+@pytest.mark.federation
+@pytest.mark.timeout(960)
+def test_what_is_aimed_at_has_a_verdict(
+    figures: dict[tuple[str, str], dict[str, Any]], bench: tuple[Path, str]
+) -> None:
+    aimed = {(AIMED_AT, "ratio_fair"), ("resnet18 updates", "growth"), ("accumulator alone", "accumulator_growth")}
+    with_aim = {name for name, one in figures.items() if one["most"] is not None}
+    assert aimed <= with_aim
+    assert {name for name in with_aim if name[1] != "same_work"} == aimed
+    assert all((one["verdict"] == "-") == (one["most"] is None) for one in figures.values())
+    page, printed = (bench[0] / "bench.md").read_text(encoding="utf-8"), bench[1]
+    assert all(one["what"] in page and one["what"] in printed for one in figures.values())
+    assert not (bench[0] / "work").exists()
+
+
+def test_a_verdict_follows_from_figure_and_aim() -> None:
+    met, missed, free = (Figure("A", "s", "k", "what", value, "s", most=aim) for value, aim in
+                         ((1.3, 1.3), (1.31, 1.3), (9.0, None)))  # fmt: skip
+    assert (met.verdict, missed.verdict, free.verdict) == ("met", "not met", "-")
+    assert "not met" in as_text([missed])
+    facts = {"cores": 2, "cpu": "c", "memory_gb": 1, "torch": "t", "torch_threads": "1", "python": "3", "date": "d",
+             "command": "x", "load_before": 0.0}  # fmt: skip
+    assert "| what | 1.3 s | <= 1.3 s | met |  |" in as_markdown(facts, [met])
