@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes are killed in the middle of a run: it stops in bounded time, says why, and can be gone on with.
 
-Three sessions of one run. The first loses a hospital's process, the second the server's, the third is left alone.
+Three sessions of one run. The first loses a hospital's process, the second the server's; the third is left alone and
+has one hospital more.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.federation.support import SITES, changed, fairflare, make_hospitals
 pytestmark = pytest.mark.federation
 
 ROUNDS = 9
+MORE = (*SITES, "hospital-5")
 DEADLINE = 8.0
 RECORDS = Path("server") / "simulate_job" / "fairflare"
 
@@ -125,7 +127,9 @@ def second(run: Path, first: Session) -> Session:
 
 @pytest.fixture(scope="module")
 def third(run: Path, second: Session) -> Session:
-    return _session(3, run, ["run", "resume", str(run)], None)
+    more = run.parent / "more"
+    make_hospitals(more, second.record.plan, MORE, 60)
+    return _session(3, run, ["run", "resume", str(run), "--catalog", str(more)], None)
 
 
 def test_a_killed_hospital_stops_the_run_below_min_sites(first: Session) -> None:
@@ -178,6 +182,13 @@ def test_the_record_tells_of_three_sessions(first: Session, second: Session, thi
     assert [session.first_round for session in sessions] == [0, len(first.record.rounds), len(second.record.rounds)]
     assert sessions[0].previous_record_sha256 is None
     assert all(session.previous_record_sha256 for session in sessions[1:])
+
+
+def test_the_third_session_has_one_hospital_more(second: Session, third: Session) -> None:
+    assert [session.roster for session in third.record.sessions] == [SITES, SITES, MORE]
+    trained = [line.participants["train"] for line in third.record.rounds]
+    before = len(second.record.rounds)
+    assert trained == [SITES] * before + [MORE] * (ROUNDS - before)
 
 
 def test_the_completed_run_verifies(run: Path, third: Session) -> None:
