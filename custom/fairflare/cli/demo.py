@@ -41,7 +41,7 @@ def demo(
         folder = out / plan.name
         simulated(plan, write_job(plan, folder / "job"), folder, catalog)
     console.print("[3/3] the comparison, on test patients that no choice was made on")
-    report([out / name for name in JOBS])
+    report([out / name for name in JOBS], html=out / "report.html")
     console.print(f"{time.monotonic() - started:.0f} s in all; everything is in {out}")
 
 

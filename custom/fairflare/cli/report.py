@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,7 +13,10 @@ from fairflare.cli.files import verify_writable
 from fairflare.record import find_record, read_record
 
 if TYPE_CHECKING:
-    from fairflare.evaluation.summary import RunSummary
+    from collections.abc import Sequence
+
+    from fairflare.evaluation.page import ReportedRun
+    from fairflare.evaluation.summary import Comparison
 
 
 class SplitName(str, Enum):
@@ -35,6 +38,14 @@ def report(
     json: Annotated[
         Path | None, typer.Option(help="Also write the whole report to this JSON file.", show_default=False)
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Also write one page to read, print or send: curves, tables, warnings.", show_default=False),
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(help="Also draw the curves as PNG files into this folder (needs matplotlib).", show_default=False),
+    ] = None,
 ) -> None:
     """Show what a run achieved for each patient group; several runs are compared with the first."""
     # Imported here: SciPy and Rich would delay every other command.
@@ -43,36 +54,71 @@ def report(
     from fairflare.evaluation import render
     from fairflare.evaluation.report import compare
 
-    for file in (csv, json):
+    for file in (csv, json, html):
         if file is not None:
             verify_writable(file)
-    summaries = _summaries([*([] if baseline is None else [baseline]), *runs], split)
+    # A run that stopped has no results, but its page and curves say how far it came, who was missing and why.
+    found = _runs([*([] if baseline is None else [baseline]), *runs], split, unfinished=bool(html or png))
+    summaries = [run.summary for run in found if run.summary is not None]
     comparisons = [compare(summaries[0], other) for other in summaries[1:]]
     console = Console()
     if not console.is_terminal:
         # Piped into a file or a mail: Rich would fall back to 80 columns.
         console = Console(width=render.WIDTH)
-    shown = render.comparison_report(summaries, comparisons) if comparisons else render.run_report(summaries[0])
-    console.print(shown, highlight=False)
+    for run in found:
+        if run.summary is None:
+            text = f"{run.name}: {run.record.status} after {len(run.record.rounds)} rounds, without a final evaluation"
+            console.print(text, markup=False, highlight=False)
+    if summaries:
+        shown = render.comparison_report(summaries, comparisons) if comparisons else render.run_report(summaries[0])
+        console.print(shown, highlight=False)
     if csv is not None:
         csv.write_text(render.to_csv(summaries), encoding="utf-8")
-        console.print(f"written: {csv}", markup=False, highlight=False)
     if json is not None:
         json.write_text(render.to_json(summaries, comparisons), encoding="utf-8")
-        console.print(f"written: {json}", markup=False, highlight=False)
+    if html is not None:
+        from fairflare.evaluation.page import to_html
+
+        html.write_text(to_html(found, comparisons), encoding="utf-8")
+    pictures = [] if png is None else _draw(found, comparisons, png)
+    for written in (csv, json, html, *pictures):
+        if written is not None:
+            console.print(f"written: {written}", markup=False, highlight=False)
 
 
-def _summaries(runs: list[Path], split: SplitName) -> list[RunSummary]:
-    """Summaries of different records, in order; runs of one plan are told apart by a number."""
+def _runs(runs: list[Path], split: SplitName, *, unfinished: bool) -> list[ReportedRun]:
+    """Different runs, in order; those of one plan are told apart by a number. ``unfinished`` ones have no summary."""
+    from fairflare.evaluation.page import ReportedRun
     from fairflare.evaluation.report import summarise
 
     files = list(dict.fromkeys(find_record(run).resolve() for run in runs))
-    result: list[RunSummary] = []
+    result: list[ReportedRun] = []
     used: dict[str, int] = {}
     for file in files:
         record = read_record(file)
         plan = record.plan.name
         used[plan] = used.get(plan, 0) + 1
         name = plan if used[plan] == 1 else f"{plan} #{used[plan]}"
-        result.append(summarise(record, "test" if split is SplitName.test else "validation", name=name))
+        if record.final is None and unfinished:
+            result.append(ReportedRun(name, record, None))
+        else:
+            part: Literal["validation", "test"] = "test" if split is SplitName.test else "validation"
+            result.append(ReportedRun(name, record, summarise(record, part, name=name)))
     return result
+
+
+def _draw(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
+    try:
+        from fairflare.evaluation.pictures import write_png
+    except ModuleNotFoundError as problem:
+        if (problem.name or "").split(".")[0] != "matplotlib":
+            raise
+        raise typer.BadParameter("--png needs matplotlib: install 'fairflare[figures]'") from None
+    from fairflare.evaluation.curves import comparison_charts, run_charts
+
+    charts = [(f"run{number}", chart) for number, run in enumerate(runs, start=1) for chart in run_charts(run.record)]
+    if comparisons:
+        summaries = [run.summary for run in runs if run.summary is not None]
+        pairs = [(run.name, run.record) for run in runs]
+        charts += [("comparison", chart) for chart in comparison_charts(pairs, summaries)]
+    return write_png(charts, folder)

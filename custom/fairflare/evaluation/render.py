@@ -12,24 +12,27 @@ from rich.table import Table
 from rich.text import Text
 
 from fairflare.evaluation.export import to_csv, to_json
-from fairflare.evaluation.remarks import NOTICEABLE
+from fairflare.evaluation.phrases import (
+    change_in_words,
+    gathered,
+    number,
+    of_interest,
+    positives,
+    threshold,
+)
 from fairflare.evaluation.report import WORST_BY
 from fairflare.evaluation.summary import Comparison, GroupSummary, Remark, RunSummary, Value
 from fairflare.evaluation.words import (
     COLUMNS,
-    CRITERIA,
-    HIGHER_IS_BETTER,
     LEGEND_CHANGE,
     LEGEND_GAP,
     LEGEND_INTERVAL,
-    LOWER_IS_BETTER,
     MEANINGS,
     NAMES,
-    NO_CRITERION,
     worst_group_by,
 )
 
-__all__ = ["WIDTH", "comparison_report", "run_report", "to_csv", "to_json", "to_text"]
+__all__ = ["WIDTH", "change_in_words", "comparison_report", "run_report", "to_csv", "to_json", "to_text"]
 
 WIDTH = 100
 #: Runs side by side in one table: the baseline and so many others.
@@ -65,20 +68,7 @@ def comparison_report(summaries: Sequence[RunSummary], comparisons: Sequence[Com
     blocks = [others[start : start + _OTHERS] for start in range(0, len(others), _OTHERS)]
     parts += [_side_by_side(summaries, [baseline, *block]) for block in blocks]
     parts += [*_legend(LEGEND_GAP, LEGEND_INTERVAL, LEGEND_CHANGE), Text()]
-    return Group(*parts, *_warnings(_gathered(summaries, comparisons)))
-
-
-def _gathered(summaries: Sequence[RunSummary], comparisons: Sequence[Comparison]) -> list[Remark]:
-    """All warnings, those about changes first; one that several runs share is said once and names them."""
-    places: dict[Remark, list[str]] = {}
-    pairs = [(c.other, remark) for c in comparisons for remark in c.remarks]
-    for name, remark in [*pairs, *((s.name, remark) for s in summaries for remark in s.remarks)]:
-        places.setdefault(remark, []).append(name)
-    return [Remark(remark.kind, f"{', '.join(names)}: {remark.text}") for remark, names in places.items()]
-
-
-def _number(value: float | None) -> str:
-    return "not estimable" if value is None else f"{value:.3f}"
+    return Group(*parts, *_warnings(gathered(summaries, comparisons)))
 
 
 def _interval(value: Value, brackets: str = "") -> str:
@@ -88,7 +78,7 @@ def _interval(value: Value, brackets: str = "") -> str:
 
 
 def _cell(value: Value) -> str:
-    return "\n".join(filter(None, [_number(value.value), _interval(value)]))
+    return "\n".join(filter(None, [number(value.value), _interval(value)]))
 
 
 def _head(summary: RunSummary) -> Iterator[str]:
@@ -97,15 +87,9 @@ def _head(summary: RunSummary) -> Iterator[str]:
     yield f"Run {summary.name}: {summary.method}, {rounds}, {summary.status}"
     yield (
         f"{summary.split} records of {summary.task['data_set']} at {', '.join(summary.sites)}: {overall.records}, "
-        f"of which {_positives(overall)} are positive ({positive})"
+        f"of which {positives(overall)} are positive ({positive})"
     )
-    yield f"A score of {_threshold(summary)} or more is called positive"
-
-
-def _threshold(summary: RunSummary) -> str:
-    chosen = summary.threshold.source == "validation_balanced_accuracy"
-    source = "best balanced accuracy on validation records" if chosen else "fixed"
-    return f"{summary.threshold.value:.4g} ({source})"
+    yield f"A score of {threshold(summary)} or more is called positive"
 
 
 def _group_table(summary: RunSummary) -> Table:
@@ -122,12 +106,8 @@ def _group_table(summary: RunSummary) -> Table:
     return table
 
 
-def _positives(group: GroupSummary) -> str:
-    return "unknown" if group.positives is None else str(group.positives)
-
-
 def _group_cells(name: str, group: GroupSummary) -> list[Text]:
-    cells = [name, f"{group.records}\n({_positives(group)})", *(_cell(group.metrics[m]) for m in COLUMNS)]
+    cells = [name, f"{group.records}\n({positives(group)})", *(_cell(group.metrics[m]) for m in COLUMNS)]
     return [Text(cell) for cell in cells]
 
 
@@ -158,7 +138,7 @@ def _gap_table(summary: RunSummary) -> Table:
         for gap, value in attribute.gaps.items():
             known = MEANINGS[gap] if value.value is not None else ""
             meaning = "; ".join(filter(None, [known, value.note]))
-            cells = [f"  {NAMES[gap]}", _number(value.value), _interval(value).replace("-", " to "), meaning]
+            cells = [f"  {NAMES[gap]}", number(value.value), _interval(value).replace("-", " to "), meaning]
             table.add_row(*map(Text, cells), end_section=gap == list(attribute.gaps)[-1])
     return table
 
@@ -166,9 +146,9 @@ def _gap_table(summary: RunSummary) -> Table:
 def _worst(summary: RunSummary) -> Iterator[str]:
     for attribute in summary.attributes:
         for metric, worst in attribute.worst.items():
-            number = f"{_number(worst.value.value)} {_interval(worst.value, '()')}".rstrip()
+            shown = f"{number(worst.value.value)} {_interval(worst.value, '()')}".rstrip()
             sure = "" if worst.certainty is None else f"; the worst in {worst.certainty:.0%} of resamples"
-            yield f"{worst_group_by(metric)}: {attribute.attribute} {worst.group}, {number}{sure}"
+            yield f"{worst_group_by(metric)}: {attribute.attribute} {worst.group}, {shown}{sure}"
         if not attribute.worst:
             yield f"Worst group of {attribute.attribute}: none (fewer than two groups have a value, or all are equal)"
 
@@ -197,8 +177,8 @@ def _comparison_head(summaries: Sequence[RunSummary]) -> Iterator[str]:
     yield f"Comparison with {baseline.name}, on {baseline.split} records of {baseline.task['data_set']}"
     for summary in summaries:
         yield (
-            f"{summary.name}: {summary.overall.records} records ({_positives(summary.overall)} positive), "
-            f"called positive from a score of {_threshold(summary)}"
+            f"{summary.name}: {summary.overall.records} records ({positives(summary.overall)} positive), "
+            f"called positive from a score of {threshold(summary)}"
         )
 
 
@@ -224,7 +204,7 @@ def _side_by_side(everything: Sequence[RunSummary], shown: Sequence[RunSummary])
 def _attribute_lines(
     attribute: str, everything: Sequence[RunSummary], shown: Sequence[RunSummary]
 ) -> Iterator[list[Text]]:
-    metrics, gaps = _of_interest(attribute, everything)
+    metrics, gaps = of_interest(attribute, everything)
     parts = [summary.by_attribute(attribute) for summary in shown]
     for metric in metrics:
         for k, group in enumerate(parts[0].groups):
@@ -240,37 +220,14 @@ def _attribute_lines(
         yield _line(worst_group_by(metric), f"worst_group_{metric}", values, names)
 
 
-def _of_interest(attribute: str, summaries: Sequence[RunSummary]) -> tuple[list[str], list[str]]:
-    """Metrics and gaps that any run's penalties on ``attribute`` aim at, each once, in order."""
-    penalties = [penalty for summary in summaries for penalty in summary.penalties]
-    criteria = dict.fromkeys(penalty.criterion for penalty in penalties if penalty.attribute == attribute)
-    chosen = [CRITERIA[criterion] for criterion in criteria] or [NO_CRITERION]
-    metrics = dict.fromkeys(metric for part, _ in chosen for metric in part)
-    gaps = dict.fromkeys(gap for _, part in chosen for gap in part)
-    return list(metrics), list(gaps)
-
-
 def _line(title: str, metric: str, values: Sequence[Value], names: Sequence[str] | None = None) -> list[Text]:
     """One row: value, interval and change; ``names`` says which group it is, where runs may differ in that."""
     cells = [f"  {title}"]
     for place, value in enumerate(values):
-        lines = [f"{_number(value.value)} {_interval(value, '()')}".rstrip()]
+        lines = [f"{number(value.value)} {_interval(value, '()')}".rstrip()]
         if names is not None and names[place]:
             lines.insert(0, names[place])
         if place > 0:
             lines.append(change_in_words(metric, values[0].value, value.value))
         cells.append("\n".join(filter(None, lines)))
     return [Text(cell) for cell in cells]
-
-
-def change_in_words(metric: str, before: float | None, after: float | None) -> str:
-    """Such as "+0.012 better"; "" where there is nothing to compare, no verdict where neither way is better."""
-    if before is None or after is None:
-        return ""
-    change = after - before
-    number = f"{change:+.3f}"
-    if metric not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
-        return number
-    if abs(change) <= NOTICEABLE:
-        return f"{number} about equal"
-    return f"{number} {'better' if (change > 0) == (metric in HIGHER_IS_BETTER) else 'worse'}"

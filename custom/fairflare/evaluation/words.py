@@ -89,3 +89,40 @@ LEGEND_CHANGE = (
 def worst_group_by(metric: str) -> str:
     """Name of the value of the worst group by ``metric``, such as "Worst group by balanced accuracy"."""
     return f"Worst group by {NAMES[metric].lower().replace('roc', 'ROC')}"
+
+
+#: What a doctor meets on the report page, in plain words.
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    ("Site", "A hospital. Its records stay with it; it sends sums and changes of the model."),
+    ("Round", "Every site trains the common model on its own records; the changes are averaged into the next model."),
+    ("Plan", "The reviewed file with everything a researcher chose. Its hash (SHA-256) changes with every letter."),
+    ("Record", "One row of data, such as an image or a visit. A patient may have several."),
+    ("Training, validation, test", "Records that the model learns from; that are watched meanwhile and that the "
+     "threshold may be chosen on; and that nothing was chosen on. Judge by test records."),
+    ("Group", "Everybody with the same value of a sensitive attribute, such as age over 60."),
+    ("Positive", "The second of the task's two labels, such as 'malignant'. A record is called positive when the "
+     "model's score reaches the threshold; whether it truly is positive, its label says."),
+    ("Area under ROC curve", "How often a positive record has a higher score than a negative one. 0.5 is chance, 1 is "
+     "perfect; it does not depend on the threshold."),
+    ("Balanced accuracy", "Mean of sensitivity and of the share of negatives called negative. 0.5 for a model that "
+     "says the same of everybody."),
+    ("Sensitivity", "Of those who are positive, the share called positive."),
+    ("False positive rate", "Of those who are negative, the share called positive."),
+    ("Called positive (selection rate)", "Of all, the share called positive."),
+    ("Precision", "Of those called positive, the share who are."),
+    ("Accuracy", "Of all, the share called what they are."),
+    ("Loss, risk", "How wrong the scores are on average (cross-entropy); 0 is perfect. A group's risk: its mean loss."),
+    ("95 % interval", "Where the true value plausibly lies, given how few records there are."),
+    ("Not estimable", "There is no number, for the reason given. It is not 0."),
+    ("Worst group", "The group with the lowest value (of losses: the highest). A gap can close because others got "
+     "worse, so look here first."),
+    ("Demographic parity", "Groups are called positive equally often."),
+    ("Equal opportunity", "Groups have the same sensitivity."),
+    ("Equalized odds", "Groups have the same sensitivity and the same false positive rate."),
+    ("Equal accuracy", "Groups have the same mean loss."),
+    ("Penalised gap F", "In training, how far the farthest group's risk is from the mean risk. FlexFair aims at 0."),
+    ("Penalty P, strength", "What training pays for differences between risks (the sum of their squares in the paper's "
+     "form), times the plan's strength."),
+    ("Baseline", "The run that the others are compared with: the first one."),
+    ("Differential privacy", "Noise that bounds what anybody can learn about a single patient."),
+)  # fmt: skip

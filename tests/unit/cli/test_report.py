@@ -66,6 +66,58 @@ def test_files_are_written(runs: tuple[Path, Path], tmp_path: Path) -> None:
     assert "written: " in result.output
 
 
+def test_a_page_is_written(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    result = invoke(*runs, "--html", page)
+    assert result.exit_code == 0, result.output
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>FairFlare report: skin_fedavg, skin_flexfair</h1>" in text
+    assert "Comparison with skin_fedavg" in result.output
+    assert f"written: {page}" in result.output.replace("\n", "")
+
+
+def test_a_run_that_stopped_has_a_page_but_no_results(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    stopped, page, table = tmp_path / "stopped", tmp_path / "report.html", tmp_path / "table.csv"
+    stopped.mkdir()
+    plan = make_plan(name="broken")
+    write_record(stopped, make_record(plan, draw(), final=None, status="stopped", rounds=()))
+    with pytest.raises(RunError, match="FF-RUN-INCOMPLETE"):
+        APP([str(stopped)], standalone_mode=False)
+    result = invoke(stopped, "--html", page)
+    assert result.exit_code == 0, result.output
+    assert "broken: stopped after 0 rounds, without a final evaluation" in result.output
+    assert "broken stopped after 0 of 2 rounds" in page.read_text(encoding="utf-8")
+    result = invoke(stopped, *runs, "--html", page, "--csv", table)
+    assert result.exit_code == 0, result.output
+    assert "Comparison with skin_fedavg" in result.output
+    assert {line.split(",")[0] for line in table.read_text(encoding="utf-8").splitlines()[1:]} == {
+        "skin_fedavg", "skin_flexfair",
+    }  # fmt: skip
+
+
+def test_pictures_are_written(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = invoke(runs[0], runs[1], "--png", tmp_path / "pictures")
+    assert result.exit_code == 0, result.output
+    names = sorted(file.name for file in (tmp_path / "pictures").iterdir())
+    assert "run2-penalties-gap.png" in names
+    assert "comparison-runs-all-roc_auc.png" in names
+    assert result.output.count("written: ") == len(names)
+
+
+def test_without_matplotlib_pictures_are_refused_with_the_next_step(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fairflare.evaluation.pictures", None)
+    with pytest.raises(ModuleNotFoundError):
+        APP([str(runs[0]), "--png", str(tmp_path)], standalone_mode=False)
+    monkeypatch.delitem(sys.modules, "fairflare.evaluation.pictures")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = invoke(runs[0], "--png", tmp_path / "pictures")
+    assert result.exit_code == 2
+    assert "fairflare[figures]" in result.output
+
+
 def test_the_newest_record_under_a_folder_is_taken(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "old")):
         (tmp_path / name).mkdir()
@@ -109,6 +161,6 @@ def test_a_folder_without_a_record_is_refused(tmp_path: Path) -> None:
 
 
 def test_importing_the_command_loads_neither_scipy_nor_torch() -> None:
-    code = "import sys, fairflare.cli.report; print(*{'scipy', 'torch', 'nvflare'} & set(sys.modules))"
+    code = "import sys, fairflare.cli.report; print(*{'scipy', 'torch', 'nvflare', 'jinja2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

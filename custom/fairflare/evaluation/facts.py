@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reader should know before any number: the result in a sentence, what was protected, and what ran."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fairflare.evaluation.phrases import change_in_words, number, of_interest, positives, threshold
+from fairflare.evaluation.summary import AttributeSummary, Comparison, Remark, RunSummary, Value
+from fairflare.evaluation.tables import interval
+from fairflare.evaluation.words import HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES
+from fairflare.record import RoundRecord, RunRecord
+
+#: Attributes that the sentence about a change mentions at most; the table has all.
+_MENTIONED = 2
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A protection: what it is about, whether it was on, and what follows."""
+
+    what: str
+    on: bool
+    words: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A term and its values; ``code`` ones are hashes and the like."""
+
+    term: str
+    values: tuple[str, ...]
+    code: bool = False
+
+
+def headline(
+    runs: Sequence[tuple[str, RunRecord, RunSummary | None]], comparisons: Sequence[Comparison]
+) -> Iterator[str]:
+    """The result: a sentence per run, or per change against the first run with results."""
+    for name, record, summary in runs:
+        if summary is None:
+            yield _stopped(name, record)
+    summaries = [summary for _, _, summary in runs if summary is not None]
+    if not comparisons:
+        for summary in summaries:
+            yield _result(summary)
+    for other in summaries[1 : 1 + len(comparisons)]:
+        yield _changes(summaries[0], other, summaries)
+
+
+def _stopped(name: str, record: RunRecord) -> str:
+    why = f" ({record.reason.code})" if record.reason else ""
+    verb = "is still running" if record.status == "running" else "stopped"
+    done = f"after {len(record.rounds)} of {record.plan.training.rounds} rounds"
+    return f"{name} {verb}{why} {done}: it has no final evaluation, so this page cannot say how good its model is."
+
+
+def _with_interval(value: Value) -> str:
+    return number(value.value) + (f" (95 % interval {interval(value)})" if interval(value) else "")
+
+
+def _result(summary: RunSummary) -> str:
+    overall = summary.overall.metrics["roc_auc"]
+    text = (
+        f"{summary.name} ({summary.method}): on {summary.overall.records} {summary.split} records of "
+        f"{summary.task['data_set']}, the area under the ROC curve is {_with_interval(overall)}"
+    )
+    found = [(part.attribute, worst) for part in summary.attributes if (worst := part.worst.get("roc_auc")) is not None]
+    if not found:
+        return f"{text}; no worst group can be named."
+    # A group without a value is never the worst one, so there is a number to sort by.
+    attribute, worst = min(found, key=lambda pair: pair[1].value.value or 0.0)
+    return f"{text}; it is lowest for {worst.group} ({attribute}), {_with_interval(worst.value)}."
+
+
+def _changes(baseline: RunSummary, other: RunSummary, everything: Sequence[RunSummary]) -> str:
+    """What changed from the baseline, for what the penalties aim at and for everybody."""
+    aimed = {penalty.attribute for summary in everything for penalty in summary.penalties}
+    pairs = list(zip(baseline.attributes, other.attributes, strict=True))
+    chosen = [pair for pair in pairs if pair[0].attribute in aimed] or pairs
+    parts = []
+    for before, after in chosen[:_MENTIONED]:
+        metrics, gaps = of_interest(before.attribute, everything)
+        for gap in gaps[:1]:
+            title = f"{_small(NAMES[gap])} by {before.attribute}"
+            parts.append(_change(title, gap, before.gaps[gap].value, after.gaps[gap].value))
+        judged = [metric for metric in metrics if metric in HIGHER_IS_BETTER | LOWER_IS_BETTER] or ["roc_auc"]
+        for metric in judged[:1]:
+            lowest = metric in HIGHER_IS_BETTER
+            title = f"{'lowest' if lowest else 'highest'} {_small(NAMES[metric])} by {before.attribute}"
+            parts.append(_change(title, metric, *(_extreme(one, metric, lowest) for one in (before, after))))
+    pair = (one.overall.metrics["roc_auc"].value for one in (baseline, other))
+    parts.append(_change(f"everybody's {_small(NAMES['roc_auc'])}", "roc_auc", *pair))
+    return f"Against {baseline.name}, {other.name} ({other.method}) has: {'; '.join(parts)}."
+
+
+def _small(name: str) -> str:
+    return name[:1].lower() + name[1:]
+
+
+def _extreme(part: AttributeSummary, metric: str, lowest: bool) -> float | None:
+    """The worst value among the groups that have one."""
+    values = [group.metrics[metric].value for group in part.groups]
+    return (min if lowest else max)((value for value in values if value is not None), default=None)
+
+
+def _change(title: str, metric: str, before: float | None, after: float | None) -> str:
+    verdict = change_in_words(metric, before, after)
+    return f"{title} {number(after)}, was {number(before)}" + (f" ({verdict})" if verdict else "")
+
+
+def caution(warnings: Sequence[Remark]) -> str:
+    """What to read a result with; "" if there is no warning."""
+    kinds = list(dict.fromkeys(remark.kind for remark in warnings))
+    count = "the warning" if len(warnings) == 1 else f"the {len(warnings)} warnings"
+    return f"Read this with {count} below: {', '.join(kinds)}." if kinds else ""
+
+
+_SEEN = {"update": "model update", "statistics": "group sums and counts"}
+
+
+def guards(record: RunRecord) -> Iterator[Guard]:
+    """Each protection, on or off; what this version does not know is shown as the plan says it."""
+    plan = record.plan.model_dump(mode="json")
+    for field, kind in plan["protection"].items():
+        what = _SEEN.get(field, field)
+        if kind == "none":
+            yield Guard(f"Hiding each site's {what}", False, f"The server saw every site's {what}.")
+        else:
+            yield Guard(f"Hiding each site's {what}", True, f"By '{_text(kind)}', as the plan says.")
+    privacy = plan["differential_privacy"]
+    if privacy is None:
+        text = "No noise was added: the sums themselves can reveal facts about single patients."
+        yield Guard("Differential privacy", False, text)
+    else:
+        yield Guard("Differential privacy", True, f"As the plan says: {_text(privacy)}")
+    cells = record.plan.cells
+    if cells.minimum > 1:
+        text = (
+            f"Groups with fewer than {cells.minimum} records at a site were sent as zeros. That is not anonymity: "
+            "differences between rounds or totals can still point at single patients."
+        )
+        yield Guard("Holding back small groups", True, text)
+    else:
+        yield Guard(
+            "Holding back small groups", False, "Sums over a single record could be sent; for public data only."
+        )
+    if cells.sites > 1:
+        yield Guard("Several sites per group", True, f"A group counts only if {cells.sites} sites or more report it.")
+    if any(session.transport == "local" for session in record.sessions):
+        text = "The run, or a part of it, was one process on one machine: no site was an organisation of its own."
+        yield Guard("Separate sites", False, text)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def facts(name: str, record: RunRecord, summary: RunSummary | None) -> Iterator[Fact]:
+    """What ran, where, when, and by which hashes it can be known again."""
+    plan = record.plan
+    status = record.status + (f" ({record.reason.code})" if record.reason else "")
+    yield Fact("Status", (status,))
+    yield Fact("Plan", (plan.name,) if name == plan.name else (f"{plan.name} (here called {name})",))
+    yield Fact("Method", tuple(_method(record)))
+    yield Fact("Rounds", (f"{len(record.rounds)} of {plan.training.rounds}",))
+    yield Fact("Sites", (f"{len(record.roster)}: {', '.join(record.roster)}" if record.roster else "none",))
+    yield Fact("Data set", (f"{plan.task.data_set}; {' or '.join(plan.task.labels)}, the second is 'positive'",))
+    if record.records:
+        counts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in record.records.items())
+        yield Fact("Records of all sites", (counts,))
+    if summary is not None:
+        shown = f"{summary.overall.records}, of which {positives(summary.overall)} are positive"
+        yield Fact("Records reported on", (f"{summary.split}: {shown}",))
+        yield Fact("Called positive", (f"from a score of {threshold(summary)}",))
+    yield Fact("Sessions", tuple(_sessions(record)) or ("none recorded",))
+    yield Fact("Ended", (record.ended or "not yet",))
+    yield Fact("Time at the server", (f"{sum(map(_seconds, record.rounds)):.1f} s in all rounds",))
+    yield Fact("Software", (", ".join(f"{key} {value}" for key, value in record.software.items()) or "not recorded",))
+    yield Fact("Plan hash (SHA-256)", (record.plan_sha256,), code=True)
+    yield Fact("First model (SHA-256)", (record.initial_model_sha256,), code=True)
+    last = record.final.model_sha256 if record.final else record.rounds[-1].model_sha256 if record.rounds else "none"
+    yield Fact("Final model (SHA-256)" if record.final else "Last model (SHA-256)", (last,), code=True)
+
+
+def _seconds(line: RoundRecord) -> float:
+    return line.seconds.measure + line.seconds.train + line.seconds.aggregate
+
+
+def _method(record: RunRecord) -> Iterator[str]:
+    method = record.plan.method
+    yield method.name
+    for penalty in method.penalties if method.name == "flexfair" else ():
+        criterion = penalty.criterion.replace("_", " ")
+        yield f"{criterion} between groups of {penalty.attribute}, strength {penalty.strength:g}"
+
+
+def _sessions(record: RunRecord) -> Iterator[str]:
+    places = {"flare": "FLARE", "local": "one process"}
+    for one in record.sessions:
+        begin = "from the start" if one.first_round == 0 else f"goes on after round {one.first_round}"
+        yield f"{one.number}: {places.get(one.transport, one.transport)}, started {one.started}, {begin}"
