@@ -9,26 +9,35 @@ leave a site is fixed before anybody looks at data. A plan names a data set, nev
 from __future__ import annotations
 
 import hashlib
+import math
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from fairflare import schema
 from fairflare.errors import PlanError
-from fairflare.fairness.groups import HOSPITAL
+from fairflare.fairness.groups import EVERYBODY, HOSPITAL
 from fairflare.methods import AnyParameters
 from fairflare.schema import StrictModel, rule
 
 FORMAT = "fairflare/plan/1"
 #: Columns that every manifest has for itself; a feature called "label" would train on the answer.
-RESERVED = ("id", "patient", "label", "split", "file")
+RESERVED = ("id", "patient", "label", "split", "file", "mask")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+<>=-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+PAIR_SUMS: Final = "pair_sums_of_three_hospitals"
+OPEN_RISKS: Final = "open_hospital_risks"
+#: What hospitals agree to by taking part (secure_aggregation 3.1 rule 9). ``pair_sums_of_three_hospitals``: with three
+#: hospitals, each learns the sum of the two others' risks. ``open_hospital_risks``: each hospital's risk may be known
+#: to all, as on public data.
+Consent = Literal["pair_sums_of_three_hospitals", "open_hospital_risks"]
+_MOST_GROUPS = 256
 
 
 class Feature(StrictModel):
@@ -71,18 +80,67 @@ class ImageInput(StrictModel):
         return self
 
 
-class Task(StrictModel):
-    """What is learnt: a label (the second of ``labels`` is the positive one) from the input, on a named data set."""
+class ClassificationTask(StrictModel):
+    """One label for each record. Of two labels the second is the positive one; of more, each is judged against all."""
 
     kind: Literal["classification"]
     data_set: Name
-    labels: tuple[Word, Word]
+    labels: Annotated[tuple[Word, ...], Field(min_length=2, max_length=64)]
     input: Annotated[TableInput | ImageInput, Field(discriminator="kind")]
 
     @model_validator(mode="after")
-    def _check(self) -> Task:
+    def _check(self) -> ClassificationTask:
         _refuse_repeats("label", list(self.labels))
         return self
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network gives for a record: one logit per label (softmax)."""
+        return len(self.labels)
+
+    @property
+    def questions(self) -> tuple[int, ...]:
+        """Labels that are evaluated against all others: the positive one of two, else each."""
+        return (1,) if len(self.labels) == 2 else tuple(range(len(self.labels)))
+
+    @property
+    def strata(self) -> int:
+        """Parts of a group in the evaluation sums: for each question, records of other labels and of this one."""
+        return 2 * len(self.questions)
+
+
+class SegmentationTask(StrictModel):
+    """A label for each pixel: the first of ``labels`` is the background, ``mask_values`` are their grey values.
+
+    A mask is an 8-bit image of the same place as its image; a pixel with any other value is refused. The network gives
+    one logit for each label but the background (sigmoid), so labels are learnt and measured one by one.
+    """
+
+    kind: Literal["segmentation"]
+    data_set: Name
+    labels: Annotated[tuple[Word, ...], Field(min_length=2, max_length=16)]
+    mask_values: Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], Field(min_length=2, max_length=16)]
+    input: ImageInput
+
+    @model_validator(mode="after")
+    def _check(self) -> SegmentationTask:
+        _refuse_repeats("label", list(self.labels))
+        _refuse_repeats("mask value", [str(value) for value in self.mask_values])
+        if len(self.mask_values) != len(self.labels):
+            raise rule(
+                f"got {len(self.mask_values)} mask_values for {len(self.labels)} labels, expected one for each label"
+            )
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Logits per pixel: one for each label but the background."""
+        return len(self.labels) - 1
+
+    @property
+    def strata(self) -> int:
+        """Parts of a group in the evaluation sums: one for each label but the background."""
+        return len(self.labels) - 1
 
 
 class Attribute(StrictModel):
@@ -99,10 +157,7 @@ class Attribute(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> Attribute:
         _refuse_repeats(f"value of attribute '{self.name}'", list(self.values))
-        if self.name == HOSPITAL:
-            raise rule(
-                f"got an attribute named '{HOSPITAL}', expected another name: it is reserved for the sites themselves"
-            )
+        _refuse_own_words(self.name)
         if self.edges is not None:
             if len(self.edges) != len(self.values) - 1:
                 values = f"the {len(self.values)} values of '{self.name}'"
@@ -110,6 +165,28 @@ class Attribute(StrictModel):
             if list(self.edges) != sorted(set(self.edges)):
                 raise rule(f"got edges of '{self.name}' out of order, expected strictly increasing numbers")
         return self
+
+
+class Intersection(StrictModel):
+    """Groups that share the values of several attributes, such as women over 60: named like ``female+ge60``.
+
+    Whoever has a missing value in one of them is in none of its groups.
+    """
+
+    name: Name
+    of: Annotated[tuple[Name, ...], Field(min_length=2, max_length=4)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Intersection:
+        _refuse_own_words(self.name)
+        _refuse_repeats(f"attribute of '{self.name}'", list(self.of))
+        return self
+
+
+def _refuse_own_words(name: str) -> None:
+    if name in (HOSPITAL, EVERYBODY):
+        what = "the sites themselves" if name == HOSPITAL else "all records"
+        raise rule(f"got an attribute named '{name}', expected another name: it is reserved for {what}")
 
 
 class Cells(StrictModel):
@@ -139,6 +216,61 @@ class ResNet18Model(StrictModel):
     """ResNet-18 with GroupNorm and without in-place operations (He et al. 2016; 11.2 million parameters)."""
 
     name: Literal["resnet18"]
+
+
+class ResNet50Model(StrictModel):
+    """ResNet-50 with GroupNorm (23.5 million parameters): the FlexFair paper's network for skin images."""
+
+    name: Literal["resnet50"]
+
+
+class UNetModel(StrictModel):
+    """Small U-Net (Ronneberger et al. 2015) with GroupNorm: one level per width, the last one is the bottom."""
+
+    name: Literal["unet"]
+    widths: Annotated[
+        tuple[Annotated[int, Field(ge=8, le=4096, multiple_of=8)], ...], Field(min_length=2, max_length=6)
+    ]
+
+
+class SanetLightModel(StrictModel):
+    """MobileNetV3-small with SANet's product head of ``head`` channels: a light stand-in for SANet on a processor."""
+
+    name: Literal["sanet_light"]
+    head: Annotated[int, Field(ge=8, le=512, multiple_of=8)]
+
+
+class SanetModel(StrictModel):
+    """SANet (Wei et al. 2021): Res2Net-50 and the product of three levels; 23.9 million parameters."""
+
+    name: Literal["sanet"]
+
+
+AnyModel = MlpModel | CnnModel | ResNet18Model | ResNet50Model | UNetModel | SanetLightModel | SanetModel
+#: Networks for each kind of task and input.
+_MODELS = {
+    ("classification", "table"): ("mlp",),
+    ("classification", "image"): ("cnn", "resnet18", "resnet50"),
+    ("segmentation", "image"): ("unet", "sanet_light", "sanet"),
+}
+
+
+class SeedStart(StrictModel):
+    """The first model is drawn from the plan's seed."""
+
+    kind: Literal["seed"]
+
+
+class FileStart(StrictModel):
+    """The first model comes from a safetensors file that server and sites hold, found by its SHA-256.
+
+    ``tensors``: ``all`` wants every tensor of the network in the file, and no other; ``matching`` takes those with the
+    name and shape of one of the network's (an ImageNet backbone), at least one, and draws the others from the seed.
+    """
+
+    kind: Literal["file"]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tensors: Literal["all", "matching"]
 
 
 class Sgd(StrictModel):
@@ -187,6 +319,7 @@ class Batch(StrictModel):
 class Training(StrictModel):
     """Rounds, local work, optimiser. ``aggregation`` weighs sites by records (p_s = n_s / n) or uniformly.
 
+    ``class_weights`` multiply the loss, one for each label: of records, or in segmentation of pixels.
     ``optimizer.state``: whether momentum survives from round to round at a site ("keep") or starts anew ("reset").
     """
 
@@ -194,7 +327,7 @@ class Training(StrictModel):
     work: Work
     batch: Batch
     optimizer: Annotated[Sgd | AdamW, Field(discriminator="name")]
-    class_weights: tuple[Positive, Positive]
+    class_weights: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=64)]
     aggregation: Literal["records", "uniform"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -215,7 +348,7 @@ class Protection(StrictModel):
 
 
 class Evaluation(StrictModel):
-    """Score histograms (bins of equal width over [0, 1]) and how the decision threshold is chosen."""
+    """Histograms of scores, or of each image's Dice (bins of equal width over [0, 1]), and the decision threshold."""
 
     score_bins: Annotated[int, Field(ge=200, le=10_000, multiple_of=2)]
     threshold: Literal["half", "validation_balanced_accuracy"]
@@ -226,24 +359,30 @@ class Plan(StrictModel):
 
     format: Literal["fairflare/plan/1"]
     name: Name
-    task: Task
+    task: Annotated[ClassificationTask | SegmentationTask, Field(discriminator="kind")]
     attributes: Annotated[tuple[Attribute, ...], Field(max_length=16)]
+    intersections: Annotated[tuple[Intersection, ...], Field(max_length=16)]
     cells: Cells
-    model: Annotated[MlpModel | CnnModel | ResNet18Model, Field(discriminator="name")]
+    model: Annotated[AnyModel, Field(discriminator="name")]
+    start: Annotated[SeedStart | FileStart, Field(discriminator="kind")]
     training: Training
     method: Annotated[AnyParameters, Field(discriminator="name")]
     protection: Protection
     differential_privacy: None
+    consents: tuple[Consent, ...]
     federation: Federation
     evaluation: Evaluation
 
     @model_validator(mode="after")
     def _check(self) -> Plan:
-        _refuse_repeats("attribute", [attribute.name for attribute in self.attributes])
+        _refuse_repeats("attribute", [one.name for one in (*self.attributes, *self.intersections)])
+        _check_intersections(self)
         _refuse_reserved(self)
+        _check_task(self)
         _check_model(self)
         _check_steps(self)
-        for text in self.method.conflicts({attribute.name: len(attribute.values) for attribute in self.attributes}):
+        _check_consents(self)
+        for text in self.method.conflicts(self.sizes, self.task.kind):
             raise rule(text)
         return self
 
@@ -251,6 +390,21 @@ class Plan(StrictModel):
     def sha256(self) -> str:
         """SHA-256 (hex) of the canonical form: what a site approves."""
         return hashlib.sha256(schema.canonical(self)).hexdigest()
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Names of the groups of each attribute, then of each intersection, in the order of every vector."""
+        values = {attribute.name: attribute.values for attribute in self.attributes}
+        crossed = {
+            one.name: tuple("+".join(parts) for parts in product(*(values[name] for name in one.of)))
+            for one in self.intersections
+        }
+        return {**values, **crossed}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of groups of each attribute and intersection."""
+        return {name: len(values) for name, values in self.groups.items()}
 
     def attribute(self, name: str) -> Attribute:
         """The declared attribute called ``name``; ``KeyError`` if there is none."""
@@ -260,9 +414,45 @@ class Plan(StrictModel):
         raise KeyError(name)
 
 
+def _check_intersections(plan: Plan) -> None:
+    declared = [attribute.name for attribute in plan.attributes]
+    for one in plan.intersections:
+        for name in one.of:
+            if name not in declared:
+                known = ", ".join(declared) or "attributes, of which the plan has none"
+                raise rule(f"got the intersection '{one.name}' of '{name}', expected declared attributes: {known}")
+        size = math.prod(len(plan.attribute(name).values) for name in one.of)
+        if size > _MOST_GROUPS:
+            raise rule(f"got {size} groups in the intersection '{one.name}', expected at most {_MOST_GROUPS}")
+
+
+def _check_task(plan: Plan) -> None:
+    labels, weights = plan.task.labels, plan.training.class_weights
+    if len(weights) != len(labels):
+        raise rule(f"got {len(weights)} class_weights for {len(labels)} labels, expected one for each label")
+    if plan.evaluation.threshold != "half" and (plan.task.kind == "segmentation" or len(labels) > 2):
+        what = "segmentation" if plan.task.kind == "segmentation" else "more than two labels"
+        raise rule(f"got threshold '{plan.evaluation.threshold}' for {what}, expected 'half'")
+
+
+def _check_consents(plan: Plan) -> None:
+    """Equal accuracy between hospitals opens sums of their risks: few hospitals can work out each other's."""
+    _refuse_repeats("consent", list(plan.consents))
+    if OPEN_RISKS in plan.consents or not plan.method.compares_hospitals:
+        return
+    least = plan.federation.min_sites
+    needed = 5 if plan.method.compares_hospitals == "records" else 3 if PAIR_SUMS in plan.consents else 4
+    if least < needed:
+        raise rule(
+            f"got a penalty between hospitals with min_sites {least}, expected at least {needed}: from the sum of the "
+            f"risks each of three hospitals learns the sum of the two others', and each of two the other's; three need "
+            f"the consent '{PAIR_SUMS}' (uniform weights only), risks that may be known need '{OPEN_RISKS}'"
+        )
+
+
 def _refuse_reserved(plan: Plan) -> None:
     features = plan.task.input.features if isinstance(plan.task.input, TableInput) else ()
-    for name in [*(one.name for one in features), *(one.name for one in plan.attributes)]:
+    for name in [*(one.name for one in features), *plan.groups]:
         if name in RESERVED:
             raise rule(f"got a feature or attribute named '{name}', expected another name: manifests use this one")
 
@@ -275,17 +465,20 @@ def _refuse_repeats(what: str, names: list[str]) -> None:
 
 def _check_model(plan: Plan) -> None:
     kind, model = plan.task.input, plan.model
-    if (model.name == "mlp") != (kind.kind == "table"):
-        raise rule(
-            f"got model '{model.name}' for {kind.kind} input, expected mlp for tables, cnn or resnet18 for images"
-        )
-    if (
-        isinstance(kind, ImageInput)
-        and isinstance(model, CnnModel)
-        and min(kind.height, kind.width) < 2 ** len(model.widths)
-    ):
+    able = _MODELS[plan.task.kind, kind.kind]
+    if model.name not in able:
+        raise rule(f"got model '{model.name}' for {plan.task.kind} of {kind.kind}s, expected {' or '.join(able)}")
+    if not isinstance(kind, ImageInput):
+        return
+    if isinstance(model, CnnModel) and min(kind.height, kind.width) < 2 ** len(model.widths):
         raise rule(
             f"got {len(model.widths)} halvings of {kind.height} x {kind.width} pixels, expected at least one pixel left"
+        )
+    multiple = 2 ** (len(model.widths) - 1) if isinstance(model, UNetModel) else 32
+    if plan.task.kind == "segmentation" and (kind.height % multiple or kind.width % multiple):
+        raise rule(
+            f"got {kind.height} x {kind.width} pixels for model '{model.name}', expected multiples of {multiple}: "
+            "its last map is that much smaller"
         )
 
 

@@ -51,7 +51,7 @@ def flexfair(*penalties: Json, preset: Preset = "paper", **changes: Any) -> Json
     label, which is equalized odds here; the mean over groups; statistics of each batch in lock step.
     """
     method = {
-        "name": "flexfair", "penalties": list(penalties), "refresh": "round", "scaling": "joint",
+        "name": "flexfair", "penalties": list(penalties), "refresh": "round", "remeasure_own": None, "scaling": "joint",
         "min_weight": None, "max_weight": None, "utility_clip": None,
     }  # fmt: skip
     if preset == "official":
@@ -73,7 +73,9 @@ def _common(name: str, rounds: int, batch: int, optimizer: Json, method: Json, s
     return {
         "format": "fairflare/plan/1",
         "name": name,
+        "intersections": [],
         "cells": {"minimum": 0, "sites": 1},
+        "start": {"kind": "seed"},
         "training": {
             "rounds": rounds,
             "work": {"unit": "epochs", "amount": 1},
@@ -86,6 +88,7 @@ def _common(name: str, rounds: int, batch: int, optimizer: Json, method: Json, s
         "method": method,
         "protection": {"update": "none", "statistics": "none"},
         "differential_privacy": None,
+        "consents": [],
         "federation": {"min_sites": 3, "task_timeout_seconds": 600.0, "max_missed": 2},
         "evaluation": {"score_bins": 200, "threshold": "validation_balanced_accuracy"},
     }
@@ -137,6 +140,33 @@ def skin(name: str, method: Json, seed: int = 0) -> Plan:
     return _plan(plan)
 
 
+def fundus(name: str, method: Json, seed: int = 0) -> Plan:
+    """Retinal vessels in fundus images; three public data sets as hospitals, which are the only groups."""
+    optimizer = {
+        "name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+        "weight_decay": 1e-2, "state": "keep",
+    }  # fmt: skip
+    plan = {
+        **_common(name, 25, 4, optimizer, method, seed),
+        "task": {
+            "kind": "segmentation",
+            "data_set": "fundus",
+            "labels": ["background", "vessel"],
+            "mask_values": [0, 255],
+            "input": {
+                "kind": "image", "channels": 3, "height": 192, "width": 192, "mean": [0.5, 0.3, 0.2],
+                "std": [0.3, 0.2, 0.15], "augmentation": "flips",
+            },
+        },
+        "attributes": [],
+        "model": {"name": "unet", "widths": [16, 32, 64, 128]},
+        # With three hospitals each learns the sum of the two others' risks; this says that they agree to it.
+        "consents": ["pair_sums_of_three_hospitals"] if method["name"] == "flexfair" else [],
+    }  # fmt: skip
+    plan["evaluation"]["threshold"] = "half"
+    return _plan(plan)
+
+
 def _plan(data: Mapping[str, Any]) -> Plan:
     return parse_plan(json.dumps(data))
 
@@ -153,6 +183,11 @@ def _skin_flexfair_site(name: str) -> Plan:
     return skin(name, flexfair(penalty("source", "equal_opportunity", 2.0, form="bounded"), **BOUNDS))
 
 
+def _fundus_flexfair(name: str) -> Plan:
+    equal = penalty("hospital", "equal_accuracy", 2.0, utility="dice_loss", weights="uniform")
+    return fundus(name, flexfair(equal, **BOUNDS))
+
+
 def _official(plan: Plan, batches: int) -> Plan:
     """FlexFair as the authors' code runs it: lock step, ``batches`` of proportional size per epoch at each site."""
     data = json.loads(plan.model_dump_json())
@@ -165,6 +200,8 @@ def _official(plan: Plan, batches: int) -> Plan:
 
 #: Job name -> what makes its plan.
 JOBS: dict[str, Callable[[str], Plan]] = {
+    "fundus_fedavg": lambda name: fundus(name, FEDAVG),
+    "fundus_flexfair": _fundus_flexfair,
     "heart_fedavg": lambda name: heart(name, FEDAVG),
     "heart_flexfair": _heart_flexfair,
     "skin_fedavg": lambda name: skin(name, FEDAVG),

@@ -23,7 +23,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 #: Attribute name -> group of each record, -1 where the attribute is missing.
 GroupIndex = Mapping[str, Integers]
-Utility = Literal["cross_entropy", "probability"]
+#: What is averaged in a group. Classification: cross-entropy, or the probability of a label. Segmentation: the image's
+#: soft Dice loss, or its mean binary cross-entropy over pixels.
+Utility = Literal["cross_entropy", "probability", "dice_loss", "binary_cross_entropy"]
 
 HOSPITAL = "hospital"
 EVERYBODY = "all"
@@ -34,19 +36,25 @@ class Measure:
     """A question about groups: mean ``utility`` per group of ``attribute`` among records with ``label`` (-1: all).
 
     ``weighted`` matters for :data:`HOSPITAL` only: whether record counts are summed too (weights n_s / n) or the
-    risks alone (uniform weights).
+    risks alone (uniform weights). ``target`` is the label whose probability is meant, -1 for the positive one of two.
     """
 
     attribute: str
     label: int
     utility: Utility
     weighted: bool = False
+    target: int = -1
+
+    @property
+    def quantity(self) -> str:
+        """Name of what is averaged: the utility, with its label where there are more than two."""
+        return self.utility if self.target < 0 else f"{self.utility}{self.target}"
 
     @property
     def name(self) -> str:
         """Stable name on the wire and in the record."""
         condition = "all" if self.label < 0 else f"label{self.label}"
-        return f"{self.attribute}/{condition}/{self.utility}" + ("/weighted" if self.weighted else "")
+        return f"{self.attribute}/{condition}/{self.quantity}" + ("/weighted" if self.weighted else "")
 
 
 @dataclass(frozen=True)

@@ -130,11 +130,11 @@ def hospital_coefficient(own: HospitalSums, sums: HospitalSums, form: Form, redu
     return coefficient / hospitals if reduction == "mean" else coefficient
 
 
-def labels_of(criterion: str) -> Sequence[int]:
-    """Conditions of a criterion: -1 is everybody, c is "true label c"."""
+def labels_of(criterion: str, labels: int = 2) -> Sequence[int]:
+    """Conditions of a criterion in a task with so many labels: -1 is everybody, c is "true label c"."""
     return {
         "equal_accuracy": (-1,),
         "demographic_parity": (-1,),
-        "equal_opportunity": (1,),
-        "equalized_odds": (0, 1),
+        "equal_opportunity": (1,) if labels == 2 else tuple(range(labels)),
+        "equalized_odds": tuple(range(labels)),
     }[criterion]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from fairflare.fairness.groups import Floats, GroupIndex, Integers, Measure, Sums, Utility
+from fairflare.fairness.groups import Floats, GroupIndex, Integers, Measure, Sums
 from fairflare.fairness.penalty import PenaltyState
 from fairflare.schema import StrictModel
 
@@ -26,30 +27,50 @@ class MethodParameters(StrictModel):
         return False
 
     @property
+    def lagged(self) -> bool:
+        """Whether statistics of a round's first model ride with its update and act in the next round."""
+        return False
+
+    @property
+    def measured_every(self) -> int:
+        """Rounds from one exchange of statistics to the next."""
+        return 1
+
+    @property
+    def remeasured_every(self) -> int | None:
+        """Local steps after which a site measures its own part of the statistics anew; ``None``: never."""
+        return None
+
+    @property
     def clip(self) -> float:
-        """Upper bound of the cross-entropy utility of one record."""
+        """Upper bound of the utility of one record, where it is a cross-entropy."""
         return float("inf")
 
-    def conflicts(self, sizes: Mapping[str, int]) -> Iterator[str]:
-        """Say, one text each with got and expected, what does not fit attributes with ``sizes`` groups."""
+    @property
+    def compares_hospitals(self) -> Literal["uniform", "records"] | None:
+        """Whether hospitals are groups that are compared, and with which weights."""
+        return None
+
+    def conflicts(self, sizes: Mapping[str, int], task: str) -> Iterator[str]:
+        """Say, one text each with got and expected, what does not fit ``task`` and attributes with ``sizes`` groups."""
         yield from ()
 
 
 @dataclass(frozen=True)
 class SampleTerms:
-    """What a method adds to the loss of each record: sum over utilities of ``coefficient * utility``.
+    """What a method adds to the loss of each record: sum over quantities of ``coefficient * quantity``.
 
     Attributes
     ----------
     coefficients
-        Utility -> float64 array (n,), one number per record.
+        Quantity (``Measure.quantity``) -> float64 array (n,), one number per record.
     weighed
         Number of weights computed: one per record and utility.
     at_minimum, at_maximum
         Number of these that were held at the plan's bound.
     """
 
-    coefficients: Mapping[Utility, Floats] = field(default_factory=dict)
+    coefficients: Mapping[str, Floats] = field(default_factory=dict)
     weighed: int = 0
     at_minimum: int = 0
     at_maximum: int = 0
@@ -77,11 +98,16 @@ class Method:
         Attribute name -> number of its groups.
     min_sites
         Sites that must report a group before it counts (``cells.sites`` of the plan).
+    labels
+        Number of the task's labels.
     """
 
-    def __init__(self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int) -> None:
+    def __init__(
+        self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int, labels: int = 2
+    ) -> None:
         self.sizes = dict(sizes)
         self.min_sites = min_sites
+        self.labels = labels
 
     # both halves
     def measures(self) -> Sequence[Measure]:

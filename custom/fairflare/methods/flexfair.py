@@ -47,21 +47,31 @@ class Penalty(StrictModel):
     strength: Annotated[float, Field(ge=0)]
 
 
+class Every(StrictModel):
+    """Group sums at the start of every ``rounds``-th round; the rounds between use the last ones."""
+
+    rounds: Annotated[int, Field(ge=2, le=1000)]
+
+
 class FlexFairParameters(MethodParameters):
     """FlexFair's parameters. With every ``strength`` 0 it is FedAvg.
 
-    ``refresh``: group sums at the start of each round, or at every local step (lock step, exact replica of joint
-    training). ``scaling``: ``joint`` is the exact gradient; ``official`` mimics the authors' code, whose penalty has
+    ``refresh`` (algorithms section 8.5): group sums at the start of each round (``round``); at every local step
+    (``step``: lock step, exact replica of joint training); with the update, for the next round (``round_lagged``: no
+    trip of their own, one round old, none in the first round); or every few rounds. ``remeasure_own``: after so many
+    local steps a site measures its own part of the sums anew and replaces it in the totals (``null``: never; exact for
+    its own risk where hospitals are the groups). ``scaling``: ``joint`` is the exact gradient; ``official`` mimics the authors' code, whose penalty has
     no factor n / n_s. ``min_weight`` and ``max_weight`` (``null``: no bound) hold the factor 1 + lambda n a_k that
-    multiplies a record's cross-entropy, the task's class weight aside; with the utility probability they hold the
-    coefficient lambda n a_k to [min_weight - 1, max_weight - 1]. Once a bound binds, the gradient is no longer the
-    joint one; the record counts how often. ``utility_clip`` (``null``: none) bounds the cross-entropy of one record, so
-    that a single outlier cannot dominate a group.
+    multiplies the part of a record's loss that is the utility, the task's class weight aside; with the utility
+    probability they hold the coefficient lambda n a_k to [min_weight - 1, max_weight - 1]. Once a bound binds, the
+    gradient is no longer the joint one; the record counts how often. ``utility_clip`` (``null``: none) bounds the
+    (binary) cross-entropy of one record, so that a single outlier cannot dominate a group.
     """
 
     name: Literal["flexfair"]
     penalties: Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=16)]
-    refresh: Literal["round", "step"]
+    refresh: Literal["round", "step", "round_lagged"] | Every
+    remeasure_own: Annotated[int, Field(ge=1, le=100_000)] | None
     scaling: Literal["joint", "official"]
     min_weight: Annotated[float, Field(le=1)] | None
     max_weight: Annotated[float, Field(ge=1)] | None
@@ -73,12 +83,35 @@ class FlexFairParameters(MethodParameters):
         return self.refresh == "step"
 
     @property
+    def lagged(self) -> bool:
+        """Whether statistics of a round's first model ride with its update and act in the next round."""
+        return self.refresh == "round_lagged"
+
+    @property
+    def measured_every(self) -> int:
+        """Rounds from one exchange of statistics to the next."""
+        return self.refresh.rounds if isinstance(self.refresh, Every) else 1
+
+    @property
+    def remeasured_every(self) -> int | None:
+        """Local steps after which a site measures its own part of the statistics anew."""
+        return self.remeasure_own
+
+    @property
     def clip(self) -> float:
-        """Upper bound of the cross-entropy utility of one record."""
+        """Upper bound of the utility of one record, where it is a cross-entropy."""
         return float("inf") if self.utility_clip is None else self.utility_clip
 
-    def conflicts(self, sizes: Mapping[str, int]) -> Iterator[str]:
+    @property
+    def compares_hospitals(self) -> Literal["uniform", "records"] | None:
+        """Whether hospitals are groups that are compared, and with which weights."""
+        found = [penalty.weights for penalty in self.penalties if penalty.attribute == HOSPITAL]
+        return None if not found else "uniform" if set(found) == {"uniform"} else "records"
+
+    def conflicts(self, sizes: Mapping[str, int], task: str) -> Iterator[str]:
         """Penalties on undeclared attributes, weights of the wrong number, and combinations without a meaning."""
+        if self.lock_step and self.remeasure_own is not None:
+            yield "got remeasure_own with refresh 'step', expected null: every step measures everything anew"
         seen = set()
         for penalty in self.penalties:
             where = f"the penalty on '{penalty.attribute}'"
@@ -86,7 +119,22 @@ class FlexFairParameters(MethodParameters):
             if key in seen:
                 yield f"got {where} twice for {penalty.criterion}, expected each once"
             seen.add(key)
+            yield from _task_conflicts(penalty, where, task)
             yield from _penalty_conflicts(penalty, where, sizes)
+
+
+_UTILITIES: Mapping[str, tuple[Utility, ...]] = {
+    "classification": ("cross_entropy", "probability"),
+    "segmentation": ("dice_loss", "binary_cross_entropy"),
+}
+
+
+def _task_conflicts(penalty: Penalty, where: str, task: str) -> Iterator[str]:
+    able = _UTILITIES[task]
+    if penalty.utility not in able:
+        yield f"got utility {penalty.utility} for {where} in {task}, expected {' or '.join(able)}"
+    if task == "segmentation" and penalty.criterion != "equal_accuracy":
+        yield f"got criterion {penalty.criterion} for {where} in segmentation, expected equal_accuracy: images have no label"
 
 
 def _penalty_conflicts(penalty: Penalty, where: str, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -107,15 +155,15 @@ def _penalty_conflicts(penalty: Penalty, where: str, sizes: Mapping[str, int]) -
 class FlexFair(Method):
     """FlexFair over FLARE; the limit case strength = 0 is FedAvg, bit by bit."""
 
-    def __init__(self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int) -> None:
-        super().__init__(parameters, sizes, min_sites)
+    def __init__(
+        self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int, labels: int = 2
+    ) -> None:
+        super().__init__(parameters, sizes, min_sites, labels)
         if not isinstance(parameters, FlexFairParameters):
             raise TypeError(f"got {type(parameters).__name__}, expected FlexFairParameters")
         self.parameters = parameters
         self.parts = [
-            (penalty, _measure(penalty, label))
-            for penalty in parameters.penalties
-            for label in labels_of(penalty.criterion)
+            (penalty, measure) for penalty in parameters.penalties for measure in measures_of(penalty, labels)
         ]
 
     def measures(self) -> Sequence[Measure]:
@@ -135,13 +183,13 @@ class FlexFair(Method):
         factor: float,
     ) -> SampleTerms:
         """Coefficient lambda f a_k(i) of each record's utility, summed over penalties and bounded by the plan."""
-        extra: dict[Utility, Floats] = {}
+        extra: dict[str, Floats] = {}
         for penalty, measure in self.parts:
             per_group = self._per_record(penalty, totals[measure], own.get(measure))
             group = np.zeros_like(labels) if measure.attribute == HOSPITAL else groups[measure.attribute]
             affected = (group >= 0) & ((measure.label < 0) | (labels == measure.label))
             term = np.where(affected, penalty.strength * factor * per_group[np.maximum(group, 0)], 0.0)
-            extra[measure.utility] = extra.get(measure.utility, np.zeros(labels.shape)) + term
+            extra[measure.quantity] = extra.get(measure.quantity, np.zeros(labels.shape)) + term
         return self._bounded(extra)
 
     def _per_record(self, penalty: Penalty, total: Sums, own: Sums | None) -> Floats:
@@ -151,7 +199,7 @@ class FlexFair(Method):
             return np.zeros(1)
         return np.array([hospital_coefficient(own, total, penalty.form, penalty.reduction) / own.local_count])
 
-    def _bounded(self, extra: Mapping[Utility, Floats]) -> SampleTerms:
+    def _bounded(self, extra: Mapping[str, Floats]) -> SampleTerms:
         low = -np.inf if self.parameters.min_weight is None else self.parameters.min_weight - 1.0
         high = np.inf if self.parameters.max_weight is None else self.parameters.max_weight - 1.0
         at_minimum = sum(int((term < low).sum()) for term in extra.values())
@@ -171,6 +219,17 @@ class FlexFair(Method):
         return result
 
 
-def _measure(penalty: Penalty, label: int) -> Measure:
+def measures_of(penalty: Penalty, labels: int) -> Iterator[Measure]:
+    """What a penalty compares between groups, each with a penalty P of its own (algorithms section 8.6).
+
+    With two labels, probability is that of the positive one. With C > 2: demographic parity compares the probability of
+    each label among all records, equal opportunity that of label c among records with label c, equalized odds that of
+    each label among records with each label; a cross-entropy is compared under the same conditions.
+    """
     weighted = penalty.attribute == HOSPITAL and penalty.weights == "records"
-    return Measure(penalty.attribute, label, penalty.utility, weighted)
+    for label in labels_of(penalty.criterion, labels):
+        targets: Sequence[int] = (-1,)
+        if penalty.utility == "probability" and labels > 2:
+            targets = (label,) if penalty.criterion == "equal_opportunity" else range(labels)
+        for target in targets:
+            yield Measure(penalty.attribute, label, penalty.utility, weighted, target)
