@@ -19,7 +19,7 @@ from fairflare.plan import Plan, read_plan
 CONTROLLER = "fairflare.flare.controller.FairFlareController"
 AGGREGATOR = "fairflare.flare.aggregator.FlexFairAggregator"
 EXECUTOR = "fairflare.flare.executor.FairFlareExecutor"
-TASKS = ["join", "measure", "step", "train", "evaluate", "finish"]
+TASKS = ["join", "measure", "step", "train", "train_alone", "evaluate", "finish"]
 
 SERVER_CONFIG: dict[str, Any] = {
     "format_version": 2,

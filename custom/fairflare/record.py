@@ -8,6 +8,7 @@ their single results: every number is a sum over sites or derived from one.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,8 @@ from pydantic import Field
 
 from fairflare import schema
 from fairflare.errors import RunError
-from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums
+from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
+from fairflare.fairness.metrics import roc_auc
 from fairflare.plan import Plan
 from fairflare.schema import StrictModel
 
@@ -57,15 +59,25 @@ class PenaltyRecord(StrictModel):
 
 
 class GroupLine(StrictModel):
-    """Validation results of one group at the start of a round; ``null`` is "not estimable"."""
+    """Validation results of one group at the start of a round; ``null`` is "not estimable", or not of this task.
+
+    Two labels: ``positives``, ``mean_score`` (mean probability of the positive one) and ``auc``. More labels: ``auc`` is
+    the mean over labels of each against all others. Segmentation: ``dice``, the mean over images and labels.
+    """
 
     attribute: str
     group: str
     records: float
-    positives: float
+    positives: float | None
     loss: float | None
     mean_score: float | None
     auc: float | None
+    dice: float | None
+
+
+#: How a model fails that has learnt nothing: it says the same of every record (``constant``), or paints every image of
+#: validation or test data with background, or with one label.
+Collapse = Literal["constant", "all_background", "all_foreground"]
 
 
 class Seconds(StrictModel):
@@ -81,6 +93,7 @@ class RoundRecord(StrictModel):
 
     ``weighed`` counts the weights that the method gave (per record and utility; once a round, or in lock step for
     every step that a record was in), ``at_minimum`` and ``at_maximum`` those of them held at the plan's bound.
+    ``penalties`` is empty in a round that exchanged no statistics. ``collapse`` is about its first model.
     """
 
     round: int
@@ -93,31 +106,42 @@ class RoundRecord(StrictModel):
     at_maximum: float
     penalties: tuple[PenaltyRecord, ...]
     validation: tuple[GroupLine, ...]
+    collapse: Collapse | None
     seconds: Seconds
     model_sha256: Sha256
 
 
 class Cell(StrictModel):
-    """Evaluation sums of one (attribute, group, true label) over sites; zeros if absent or suppressed."""
+    """Evaluation sums of one (attribute, group, stratum) over sites; zeros if absent or suppressed.
+
+    With two labels the stratum is the true label; see ``fairness.groups.Stratum`` for other tasks.
+    """
 
     attribute: str
     group: str
-    label: int
+    stratum: int
     count: float
     sites: float
-    cross_entropy: float
-    score: float
+    loss: float
+    value: float
     histogram: tuple[float, ...]
 
 
 class Final(StrictModel):
-    """The last model's hash, who took part in its evaluation, and evaluation sums per split."""
+    """The last model's hash, who took part in its evaluation, and evaluation sums per split.
+
+    ``best_rounds``: rounds trained before the model that is best on validation data (see :func:`best_model`).
+    """
 
     model_sha256: Sha256
+    best_model_sha256: Sha256
+    best_rounds: int
     participants: tuple[str, ...]
     refusals: tuple[Refusal, ...]
     validation: tuple[Cell, ...]
     test: tuple[Cell, ...]
+    validation_collapse: Collapse | None
+    test_collapse: Collapse | None
     confirmed: tuple[str, ...]
 
 
@@ -196,17 +220,16 @@ class RunRecord(StrictModel):
 
 def cells_from_sums(plan: Plan, sums: EvaluationSums) -> tuple[Cell, ...]:
     """Evaluation sums in the record's form."""
-    names = {attribute.name: attribute.values for attribute in plan.attributes}
+    names = plan.groups
     cells = []
     for attribute, table in sums.cells.items():
         for group, value in enumerate(names.get(attribute, (attribute,))):
-            for label in (0, 1):
-                row = table[group, label]
+            for stratum, row in enumerate(table[group]):
                 head = [float(number) for number in row[:HEAD]]
                 cells.append(
                     Cell(
-                        attribute=attribute, group=value, label=label, count=head[0], sites=head[1],
-                        cross_entropy=head[2], score=head[3], histogram=tuple(float(n) for n in row[HEAD:]),
+                        attribute=attribute, group=value, stratum=stratum, count=head[0], sites=head[1],
+                        loss=head[2], value=head[3], histogram=tuple(float(n) for n in row[HEAD:]),
                     )
                 )  # fmt: skip
     return tuple(cells)
@@ -214,22 +237,89 @@ def cells_from_sums(plan: Plan, sums: EvaluationSums) -> tuple[Cell, ...]:
 
 def sums_from_cells(plan: Plan, cells: tuple[Cell, ...]) -> EvaluationSums:
     """Inverse of :func:`cells_from_sums`; raises :class:`RunError` for other cells than the plan's."""
-    values = {EVERYBODY: (EVERYBODY,), **{attribute.name: attribute.values for attribute in plan.attributes}}
-    wanted = [(name, group, label) for name, groups in values.items() for group in groups for label in (0, 1)]
-    rows = [[c.count, c.sites, c.cross_entropy, c.score, *c.histogram] for c in cells]
-    sizes = {attribute.name: len(attribute.values) for attribute in plan.attributes}
+    values, strata = {EVERYBODY: (EVERYBODY,), **plan.groups}, plan.task.strata
+    wanted = [(name, group, part) for name, groups in values.items() for group in groups for part in range(strata)]
+    rows = [[c.count, c.sites, c.loss, c.value, *c.histogram] for c in cells]
     try:
-        if [(c.attribute, c.group, c.label) for c in cells] != wanted:
+        if [(c.attribute, c.group, c.stratum) for c in cells] != wanted:
             raise ValueError("other cells, or in another order")
         vector = np.array(rows, dtype=np.float64).ravel()
-        return EvaluationSums.from_vector(vector, sizes, plan.evaluation.score_bins)
+        return EvaluationSums.from_vector(vector, plan.sizes, plan.evaluation.score_bins, strata)
     except ValueError:
         raise RunError(
             "FF-RUN-LAYOUT",
             got="evaluation cells that do not follow the plan's layout",
-            expected="every (attribute, group, label) once, in the order of the plan",
+            expected="every (attribute, group, stratum) once, in the order of the plan",
             next_step="do not use this record: it was changed or cut off",
         ) from None
+
+
+def best_model(record: RunRecord) -> tuple[int, str]:
+    """Rounds trained before, and hash of, the model that is best on validation data among those that were evaluated.
+
+    Classification: the largest area under the ROC curve (of more than two labels, the mean of each against all others);
+    segmentation: the largest mean Dice; over everybody. Of equals the one trained longest: it has seen most. A value
+    that is not estimable is never the best; if none is, the newest model is.
+    """
+    hashes = [record.initial_model_sha256, *(line.model_sha256 for line in record.rounds)]
+    values = [validation_value(line.validation) for line in record.rounds]
+    if record.final is not None:
+        values.append(validation_value(group_lines(record.plan, record.evaluation("validation"))))
+    known = [(value, place) for place, value in enumerate(values) if value is not None]
+    place = max(known)[1] if known else len(hashes) - 1
+    return place, hashes[place]
+
+
+def validation_value(lines: tuple[GroupLine, ...]) -> float | None:
+    """What models are ranked by on validation data: everybody's area under the ROC curve, or mean Dice."""
+    for line in lines:
+        if line.attribute == EVERYBODY:
+            return line.auc if line.dice is None else line.dice
+    return None
+
+
+def results_of(record: RunRecord) -> RunRecord:
+    """A record as it is sent to the sites with the models: before anybody has confirmed them."""
+    final = None if record.final is None else record.final.model_copy(update={"confirmed": ()})
+    return record.model_copy(update={"status": "running", "reason": None, "ended": None, "final": final})
+
+
+def group_lines(plan: Plan, sums: EvaluationSums) -> tuple[GroupLine, ...]:
+    """Validation results of every group from sums over sites."""
+    withheld = plan.cells.minimum > 1 or plan.cells.sites > 1
+    describe = _images_line if plan.task.kind == "segmentation" else _labels_line
+    return tuple(
+        describe(attribute, name, table[group], withheld)
+        for attribute, table in sums.cells.items()
+        for group, name in enumerate(plan.groups.get(attribute, (attribute,)))
+    )
+
+
+def _labels_line(attribute: str, group: str, cell: Floats, withheld: bool) -> GroupLine:
+    """Of a table (2 Q, 4 + bins): two strata for each label in question."""
+    records = float(cell[:2, 0].sum())
+    # Where a label may have been withheld, what is left would be half of the group's loss, shown as its own.
+    whole = records > 0 and (not withheld or bool((cell[:, 0] > 0).all()))
+    areas = [float(roc_auc(cell[place : place + 2, HEAD:])) for place in range(0, len(cell), 2)]
+    auc = areas[0] if len(areas) == 1 else sum(areas) / len(areas)
+    binary = len(areas) == 1
+    return GroupLine(
+        attribute=attribute, group=group, records=records, positives=float(cell[1, 0]) if binary else None,
+        loss=float(cell[:2, 2].sum() / records) if whole else None,
+        mean_score=float(cell[:, 3].sum() / records) if whole and binary else None,
+        auc=None if math.isnan(auc) else auc, dice=None,
+    )  # fmt: skip
+
+
+def _images_line(attribute: str, group: str, cell: Floats, withheld: bool) -> GroupLine:
+    """Of a table (F, 4 + bins): the same images for each label but the background."""
+    records = float(cell[0, 0])
+    known = records > 0
+    return GroupLine(
+        attribute=attribute, group=group, records=records, positives=None, mean_score=None, auc=None,
+        loss=float(cell[0, 2] / records) if known else None,
+        dice=float(cell[:, 3].sum() / cell[:, 0].sum()) if known else None,
+    )  # fmt: skip
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -61,6 +61,7 @@ class Records:
     inputs: NDArray[Any]
     labels: Integers
     groups: dict[str, Integers]
+    masks: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from fairflare import schema
 from fairflare.errors import RunError
-from fairflare.fairness.groups import HEAD, EvaluationSums, Floats
-from fairflare.fairness.metrics import roc_auc
+from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
 from fairflare.methods.base import NamedState
 from fairflare.plan import Plan
-from fairflare.record import GroupLine, PenaltyRecord, RoundRecord, RunRecord, Session
+from fairflare.record import Collapse, PenaltyRecord, RoundRecord, RunRecord, Session, group_lines
 
 if TYPE_CHECKING:
     from fairflare.engine.server import Start
@@ -113,27 +112,23 @@ def _numbers(values: Floats) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def group_lines(plan: Plan, sums: EvaluationSums) -> tuple[GroupLine, ...]:
-    """Validation results of every group from sums over sites."""
-    values = {attribute.name: attribute.values for attribute in plan.attributes}
-    withheld = plan.cells.minimum > 1 or plan.cells.sites > 1
-    lines = []
-    for attribute, table in sums.cells.items():
-        for group, name in enumerate(values.get(attribute, (attribute,))):
-            cell = table[group]
-            records = float(cell[:, 0].sum())
-            # Where a label may have been withheld, what is left would be half of the group's loss, shown as its own.
-            whole = records > 0 and (not withheld or bool((cell[:, 0] > 0).all()))
-            auc = float(roc_auc(cell[:, HEAD:]))
-            lines.append(
-                GroupLine(
-                    attribute=attribute, group=name, records=records, positives=float(cell[1, 0]),
-                    loss=float(cell[:, 2].sum() / records) if whole else None,
-                    mean_score=float(cell[:, 3].sum() / records) if whole else None,
-                    auc=None if math.isnan(auc) else auc,
-                )
-            )  # fmt: skip
-    return tuple(lines)
+def collapse(plan: Plan, sums: EvaluationSums, predictions: Floats) -> Collapse | None:
+    """How a model fails that has learnt nothing, from evaluation sums over sites; ``None`` if it does not.
+
+    ``predictions`` (3 F,): for each label but the background the images, those in which no pixel is predicted, and
+    those in which all are. A classification is constant if all records (two at least) share one bin of the histogram,
+    for every label in question.
+    """
+    if plan.task.kind == "segmentation":
+        images, none, full = predictions.reshape(-1, 3).T
+        if images.min() == 0:
+            return None
+        if (none == images).all():
+            return "all_background"
+        return "all_foreground" if (full == images).any() else None
+    table = sums.cells[EVERYBODY][0, :, HEAD:]
+    bins = (table[0::2] + table[1::2] > 0).sum(axis=-1)
+    return "constant" if table[:2].sum() >= 2 and (bins == 1).all() else None
 
 
 def progress_facts(plan: Plan, line: RoundRecord) -> dict[str, object]:
@@ -148,4 +143,5 @@ def progress_facts(plan: Plan, line: RoundRecord) -> dict[str, object]:
         "validation": [group.model_dump(mode="json") for group in line.validation],
         "seconds": line.seconds.model_dump(),
         "at_bound": line.at_minimum + line.at_maximum,
+        "collapse": line.collapse,
     }

@@ -34,6 +34,7 @@ def run_local(
     loaders: Mapping[str, Loader],
     folder: Path,
     *,
+    weights: Path | None = None,
     order: Order = lambda _, sites: sites,
     watch: Callable[[Coordinator], None] = lambda _: None,
 ) -> RunRecord:
@@ -47,6 +48,8 @@ def run_local(
         Site name -> what loads its records.
     folder
         Gets the run's record, model and progress, and a folder ``sites/NAME`` per site.
+    weights
+        Folder of weight files, for a plan that starts from one.
     order
         Order of arrival; by default the roster's.
     watch
@@ -57,8 +60,8 @@ def run_local(
     RunRecord
         Also when the run stopped early: look at its ``status``.
     """
-    sites = {name: Site(name, plan, load, folder / "sites" / name) for name, load in loaders.items()}
-    coordinator = Coordinator(plan, folder, Start(secrets.token_hex(16), "local", software()))
+    sites = {name: Site(name, plan, load, folder / "sites" / name, weights) for name, load in loaders.items()}
+    coordinator = Coordinator(plan, folder, Start(secrets.token_hex(16), "local", software(), weights=weights))
     for phase in coordinator.phases(sorted(sites)):
         for name in order(phase.message, phase.targets):
             answer(sites[name], phase)

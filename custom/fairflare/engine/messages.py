@@ -2,7 +2,8 @@
 """What travels, and the layout of every vector, both fixed by the plan.
 
 Down: a :class:`Message`. Up: a :class:`~fairflare.privacy.gate.Release` (at the server, once off the wire, a
-:class:`Reply`). One round is ``measure``, then ``train``; in lock step ``measure``, ``step`` ..., ``train``.
+:class:`Reply`). One round is ``measure``, then ``train``; in lock step ``measure``, ``step`` ..., ``train``; a round without
+statistics of its own is ``train_alone``.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from fairflare.secagg.plain import PlainSite, PlainStatisticsSum, PlainUpdateSum
 from fairflare.secagg.protection import Payload, SecureSum, SiteProtection, VectorSpec
 
 JOIN, MEASURE, STEP, TRAIN, EVALUATE, FINISH = "join", "measure", "step", "train", "evaluate", "finish"
-TASKS = (JOIN, MEASURE, STEP, TRAIN, EVALUATE, FINISH)
+TRAIN_ALONE = "train_alone"
+TASKS = (JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE, EVALUATE, FINISH)
 
 #: Entries of the ``counts`` vector of ``join``.
 COUNTS = ("training", "validation", "test", "opted_out")
+#: Entries of a ``predictions`` vector for each label but the background: images, images in which no pixel is predicted
+#: to have it, and images in which all are.
+PREDICTIONS = ("images", "none", "all")
 #: Entries of the ``training_sums`` vector of ``train``: records at the site; sum of losses over, and number of, records
 #: seen in batches; records weighed by the method, and those of them whose weight was held at a bound.
 TRAINING_SUMS = ("records", "loss", "seen", "weighed", "at_minimum", "at_maximum")
@@ -39,9 +44,10 @@ class Message:
     session, plan_sha256
         Which start of which plan this belongs to.
     vectors
-        ``model`` (float32, (P,)) for ``measure`` and ``evaluate``; ``totals`` (float64) for ``train`` and ``step``.
+        ``model`` (float32, (P,)) for ``measure`` and ``evaluate``; ``totals`` (float64) for ``train`` and ``step``;
+        both for ``train_alone``; ``best`` (float32, (P,)) and ``record`` (uint8, its JSON) for ``finish``.
     numbers
-        ``records`` and ``sites`` behind the totals; ``model_sha256`` goes in ``text``.
+        ``records`` and ``sites`` behind the totals; ``model_sha256`` (and ``best_sha256``) go in ``text``.
     """
 
     task: str
@@ -98,22 +104,30 @@ class Layout:
 
 def layout_of(plan: Plan, parameters: int) -> Layout:
     """The layout of a plan whose network has ``parameters`` numbers."""
-    sizes = {attribute.name: len(attribute.values) for attribute in plan.attributes}
-    method = METHODS[plan.method.name](plan.method, sizes, plan.cells.sites)
+    sizes = plan.sizes
+    method = METHODS[plan.method.name](plan.method, sizes, plan.cells.sites, len(plan.task.labels))
     risk = sum(measure_length(measure, sizes) for measure in method.measures())
-    scores = evaluation_length(sizes, plan.evaluation.score_bins)
+    scores = evaluation_length(sizes, plan.evaluation.score_bins, plan.task.strata)
+    maps = plan.task.outputs * len(PREDICTIONS) if plan.task.kind == "segmentation" else 0
 
     def specs(*vectors: tuple[str, str, int]) -> dict[str, VectorSpec]:
         return {label: VectorSpec(label, dtype, length) for label, dtype, length in vectors if length}
 
-    validation = ("validation_sums", "float64", scores)
+    present = ("present_records", "float64", 1)
+    validation = [("validation_sums", "float64", scores), ("validation_predictions", "float64", maps)]
+    trained = [("update", "float32", parameters), ("training_sums", "float64", len(TRAINING_SUMS))]
     tasks = {
         JOIN: specs(("counts", "float64", len(COUNTS))),
-        MEASURE: specs(("present_records", "float64", 1), ("risk_sums", "float64", risk), validation),
-        TRAIN: specs(("update", "float32", parameters), ("training_sums", "float64", len(TRAINING_SUMS))),
-        EVALUATE: specs(validation, ("test_sums", "float64", scores)),
+        MEASURE: specs(present, ("risk_sums", "float64", risk), *validation),
+        TRAIN: specs(*trained),
+        EVALUATE: specs(*validation, ("test_sums", "float64", scores), ("test_predictions", "float64", maps)),
         FINISH: specs(),
     }
     if plan.method.lock_step:
-        tasks[STEP] = specs(("present_records", "float64", 1), ("batch_sums", "float64", risk))
+        tasks[STEP] = specs(present, ("batch_sums", "float64", risk))
+    if plan.method.lagged:
+        tasks[TRAIN_ALONE] = specs(*trained, present, ("risk_sums", "float64", risk), *validation)
+        del tasks[MEASURE], tasks[TRAIN]
+    elif plan.method.measured_every > 1:
+        tasks[TRAIN_ALONE] = specs(*trained, *validation)
     return Layout(plan, method, sizes, tasks)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from fairflare import schema
 from fairflare.engine import describe
 from fairflare.engine.collector import Collector
 from fairflare.engine.messages import (
@@ -25,6 +26,7 @@ from fairflare.engine.messages import (
     MEASURE,
     STEP,
     TRAIN,
+    TRAIN_ALONE,
     TRAINING_SUMS,
     Layout,
     Message,
@@ -36,7 +38,20 @@ from fairflare.fairness.groups import EvaluationSums, Floats, pack, unpack
 from fairflare.models import initial_vector, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import Plan
-from fairflare.record import Final, Reason, Refusal, RoundRecord, RunRecord, Seconds, cells_from_sums, changed
+from fairflare.record import (
+    Final,
+    Reason,
+    Refusal,
+    RoundRecord,
+    RunRecord,
+    Seconds,
+    Session,
+    best_model,
+    cells_from_sums,
+    changed,
+    group_lines,
+    results_of,
+)
 from fairflare.secagg.protection import Opened
 
 
@@ -64,12 +79,18 @@ class Start:
         Names and versions, for the record.
     earlier
         Record and model of an earlier start to go on from (model ``None``: no round was complete), or ``None``.
+    best
+        The best model on validation data so far of the earlier start, or ``None``.
+    weights
+        Folder of weight files, for a plan that starts from one.
     """
 
     session: str
     transport: Literal["flare", "local"]
     software: Mapping[str, str]
     earlier: tuple[RunRecord, Vector | None, str] | None = None
+    best: Vector | None = None
+    weights: Path | None = None
 
 
 class Coordinator:
@@ -88,7 +109,7 @@ class Coordinator:
     def __init__(self, plan: Plan, folder: Path, start: Start) -> None:
         self.plan = plan
         self.start = start
-        self.model: Vector = initial_vector(plan)
+        self.model: Vector = initial_vector(plan, start.weights)
         self.layout: Layout = layout_of(plan, self.model.size)
         self.store = Store(folder, plan)
         self.record = describe.first_record(plan, start, vector_sha256(self.model))
@@ -96,6 +117,9 @@ class Coordinator:
             self.model = start.earlier[1]
             self.store.keep(self.model)  # the record of this session names it before there is a newer one
         self._sha256 = vector_sha256(self.model)
+        self._best = self.model if start.best is None else start.best
+        self._totals: Floats | None = None
+        self._numbers: dict[str, float] = {}
         self._missed: dict[str, int] = {}
         self._records = 0.0
         self._refusals: list[Refusal] = []
@@ -155,7 +179,7 @@ class Coordinator:
         started = time.monotonic()
         yield Phase(message, tuple(targets), self.plan.federation.task_timeout_seconds, collector)
         collector.close()
-        kind = task if task in (MEASURE, TRAIN) else TRAIN
+        kind = MEASURE if task == MEASURE else TRAIN
         self._seconds[kind] = self._seconds.get(kind, 0.0) + time.monotonic() - started
         self._note(collector)
 
@@ -194,12 +218,33 @@ class Coordinator:
 
     def _round(self, number: int) -> Iterator[Phase]:
         self._refusals, self._seconds = [], {}
+        if is_measured(self.plan, self.record.sessions[-1], number):
+            yield from self._measured_round(number)
+        else:
+            yield from self._round_alone(number)
+
+    def _round_alone(self, number: int) -> Iterator[Phase]:
+        """A round in one trip: the last totals act, this round's own statistics (if any) ride with the update."""
+        if self._totals is None:  # nothing was measured yet: no group is there, so no penalty acts
+            risk = self.layout.vectors["risk_sums"].length if "risk_sums" in self.layout.vectors else 0
+            self._totals = np.zeros(risk)
+            self._numbers = {"records": self._records, "sites": float(len(self.active))}
+        vectors: dict[str, np.ndarray] = {"model": self.model, "totals": self._totals}
+        yield from self._phase(TRAIN_ALONE, number, self.active, vectors=vectors, numbers=self._numbers)
+        opened, cohort = self._last.opened(), self._last.accepted
+        risk_sums = opened["risk_sums"].total if "risk_sums" in opened else None
+        if risk_sums is not None:
+            self._totals, self._numbers = self._kept(risk_sums), _cohort_numbers(opened, cohort)
+        self._aggregate(number, {TRAIN_ALONE: cohort}, risk_sums, opened, opened)
+
+    def _measured_round(self, number: int) -> Iterator[Phase]:
         yield from self._phase(MEASURE, number, self.active, vectors={"model": self.model})
         measured, cohort = self._last.opened(), self._last.accepted
         participants: dict[str, tuple[str, ...]] = {MEASURE: cohort}
         risk = measured["risk_sums"].total if "risk_sums" in measured else np.zeros(0)
         numbers = _cohort_numbers(measured, cohort)
         totals = self._kept(risk)
+        self._totals, self._numbers = totals, numbers
         for step in range(self._lock_steps()):
             yield from self._phase(STEP, number, cohort, step=step, vectors={"totals": totals}, numbers=numbers)
             stepped, cohort = self._last.opened(), self._last.accepted
@@ -207,7 +252,7 @@ class Coordinator:
             participants[STEP] = cohort
         yield from self._phase(TRAIN, number, cohort, vectors={"totals": totals}, numbers=numbers)
         participants[TRAIN] = self._last.accepted
-        self._aggregate(number, participants, risk, measured["validation_sums"], self._last.opened())
+        self._aggregate(number, participants, risk, measured, self._last.opened())
 
     def _kept(self, totals: Floats) -> Floats:
         """Totals as sites get them: groups that too few sites report are zeros (``cells.sites`` of the plan)."""
@@ -225,11 +270,13 @@ class Coordinator:
         self,
         number: int,
         participants: Mapping[str, tuple[str, ...]],
-        risk: Floats,
-        validation: Opened,
+        risk: Floats | None,
+        validated: Mapping[str, Opened],
         trained: Mapping[str, Opened],
     ) -> None:
+        """Make the next model and write the round down; ``risk`` is ``None`` if nothing was measured in it."""
         started = time.monotonic()
+        before = self.model
         self.model = self.layout.method.step(self.model, trained["update"].mean)
         if not np.isfinite(self.model).all():
             raise RoundError(
@@ -239,44 +286,74 @@ class Coordinator:
                 next_step="lower the learning rate or the penalty's strength in the plan",
             )
         self._sha256 = vector_sha256(self.model)
-        for site in participants[TRAIN]:
+        for site in participants[TRAIN if TRAIN in participants else TRAIN_ALONE]:
             self._missed[site] = 0
         sums = dict(zip(TRAINING_SUMS, trained["training_sums"].total.tolist(), strict=True))
         seconds = Seconds(
-            measure=self._seconds[MEASURE], train=self._seconds[TRAIN], aggregate=time.monotonic() - started
+            measure=self._seconds.get(MEASURE, 0.0), train=self._seconds[TRAIN], aggregate=time.monotonic() - started
         )
-        states = self.layout.method.states(unpack(self.layout.method.measures(), risk, self.layout.sizes))
+        measures = self.layout.method.measures()
+        states = [] if risk is None else self.layout.method.states(unpack(measures, risk, self.layout.sizes))
+        evaluation = self._evaluation(validated["validation_sums"])
         line = RoundRecord(
             round=number, participants=dict(participants), refusals=tuple(self._refusals),
             records=sums["records"], train_loss=sums["loss"] / max(sums["seen"], 1.0),
             weighed=sums["weighed"], at_minimum=sums["at_minimum"], at_maximum=sums["at_maximum"],
             penalties=tuple(describe.penalty_record(state) for state in states),
-            validation=describe.group_lines(self.plan, self._evaluation(validation)),
+            validation=group_lines(self.plan, evaluation),
+            collapse=describe.collapse(self.plan, evaluation, _total(validated, "validation_predictions")),
             seconds=seconds, model_sha256=self._sha256,
         )  # fmt: skip
         self.record = changed(self.record, rounds=(*self.record.rounds, line))
-        self.store.save(self.record, self.model)
+        if best_model(self.record)[0] == number:
+            self._best = before
+        self.store.save(self.record, self.model, best=self._best)
         self.store.progress("round", **describe.progress_facts(self.plan, line))
 
     def _evaluation(self, opened: Opened) -> EvaluationSums:
-        sums = EvaluationSums.from_vector(opened.total, self.layout.sizes, self.plan.evaluation.score_bins)
-        return sums.keep(self.plan.cells.sites)
+        bins, strata = self.plan.evaluation.score_bins, self.plan.task.strata
+        return EvaluationSums.from_vector(opened.total, self.layout.sizes, bins, strata).keep(self.plan.cells.sites)
 
     def _evaluate(self) -> Iterator[Phase]:
         self._refusals = []
         number = self.plan.training.rounds
         yield from self._phase(EVALUATE, number, self.active, vectors={"model": self.model})
         opened, participants = self._last.opened(), self._last.accepted
-        yield from self._phase(FINISH, number, participants)
+        validation, test = (self._evaluation(opened[f"{split}_sums"]) for split in ("validation", "test"))
         final = Final(
             model_sha256=self._sha256,
+            best_model_sha256=self._sha256,
+            best_rounds=number,
             participants=participants,
             refusals=tuple(self._refusals),
-            validation=cells_from_sums(self.plan, self._evaluation(opened["validation_sums"])),
-            test=cells_from_sums(self.plan, self._evaluation(opened["test_sums"])),
-            confirmed=self._last.accepted,
+            validation=cells_from_sums(self.plan, validation),
+            test=cells_from_sums(self.plan, test),
+            validation_collapse=describe.collapse(self.plan, validation, _total(opened, "validation_predictions")),
+            test_collapse=describe.collapse(self.plan, test, _total(opened, "test_predictions")),
+            confirmed=(),
         )
+        rounds, sha256 = best_model(changed(self.record, final=final))
+        if rounds == number:
+            self._best = self.model
+        final = final.model_copy(update={"best_model_sha256": sha256, "best_rounds": rounds})
         self.record = changed(self.record, final=final)
+        self.store.save(self.record, self.model, best=self._best)
+        sent = np.frombuffer(schema.canonical(results_of(self.record)), dtype=np.uint8)
+        yield from self._phase(FINISH, number, participants, vectors={"best": self._best, "record": sent})
+        refusals = tuple(self._refusals)
+        self.record = changed(
+            self.record, final=final.model_copy(update={"confirmed": self._last.accepted, "refusals": refusals})
+        )
+
+
+def is_measured(plan: Plan, session: Session, number: int) -> bool:
+    """Whether a round begins with an exchange of statistics; a session's first one does, unless they always lag."""
+    method = plan.method
+    return not method.lagged and (number - session.first_round) % method.measured_every == 0
+
+
+def _total(opened: Mapping[str, Opened], label: str) -> Floats:
+    return opened[label].total if label in opened else np.zeros(0)
 
 
 def _cohort_numbers(opened: Mapping[str, Opened], cohort: Sequence[str]) -> dict[str, float]:

@@ -12,8 +12,21 @@ import numpy as np
 import torch
 
 from fairflare.data.manifest import Records, SiteData
-from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, Layout, Message, layout_of
-from fairflare.engine.training import Scores, Trainer
+from fairflare.engine.messages import (
+    EVALUATE,
+    FINISH,
+    JOIN,
+    MEASURE,
+    STEP,
+    TRAIN,
+    TRAIN_ALONE,
+    Layout,
+    Message,
+    layout_of,
+)
+from fairflare.engine.objective import Scores
+from fairflare.engine.training import Trainer
+from fairflare.engine.results import keep_models, received_record
 from fairflare.errors import DataError, RoundError
 from fairflare.fairness.groups import (
     HOSPITAL,
@@ -24,13 +37,14 @@ from fairflare.fairness.groups import (
     Integers,
     Measure,
     Sums,
+    exchanged,
     pack,
     unpack,
 )
 from fairflare.methods import SampleTerms
-from fairflare.models import build, parameter_count, vector_sha256
+from fairflare.models import build, initial_vector, parameter_count, vector_sha256
 from fairflare.models.vector import Vector
-from fairflare.plan import Plan
+from fairflare.plan import FileStart, Plan
 from fairflare.privacy.gate import Release, ReleaseGate, ReleaseLog, Weighted
 
 RELEASES = "releases.jsonl"
@@ -43,7 +57,7 @@ class _Round:
     number: int
     model: Vector
     model_sha256: str
-    own: dict[Measure, Sums]
+    own: Mapping[Measure, Sums]
     batches: Iterator[Integers]
     step: int = 0
     batch: Integers | None = None
@@ -63,25 +77,31 @@ class Site:
     load
         Loads the site's records; called once, at ``join``.
     folder
-        Where the site keeps its own list of releases. Nothing in it is ever sent.
+        Where the site keeps its own list of releases, and in the end the models. Nothing in it is ever sent.
+    weights
+        Folder of weight files, for a plan that starts from one.
 
     ``stop`` is asked between batches; once it answers True, training is given up by an exception.
     """
 
-    def __init__(self, name: str, plan: Plan, load: Callable[[], SiteData], folder: Path) -> None:
+    def __init__(
+        self, name: str, plan: Plan, load: Callable[[], SiteData], folder: Path, weights: Path | None = None
+    ) -> None:
         # One thread makes the sums of a convolution independent of the machine's number of cores.
         torch.set_num_threads(1)
         self.name = name
         self.plan = plan
         self.folder = folder
         self._load = load
+        self._weights = weights
         self.layout: Layout = layout_of(plan, parameter_count(build(plan)))
         self._log = ReleaseLog(folder / RELEASES)
         self._gate = ReleaseGate(self.layout.tasks, self.layout.protections(), self._log)
         self._data: SiteData | None = None
         self._trainer: Trainer | None = None
         self._round: _Round | None = None
-        self._evaluated = ""
+        self._own: Mapping[Measure, Sums] = {}
+        self._evaluated: Vector | None = None
         self._session = ""
         self._measured = -1
         self.stop: Callable[[], bool] = lambda: False
@@ -91,7 +111,7 @@ class Site:
         self._verify(message)
         tasks: dict[str, Callable[[Message], Mapping[str, Weighted]]] = {
             JOIN: self._join, MEASURE: self._measure, STEP: self._step,
-            TRAIN: self._train, EVALUATE: self._evaluate, FINISH: self._finish,
+            TRAIN: self._train, TRAIN_ALONE: self._train_alone, EVALUATE: self._evaluate, FINISH: self._finish,
         }  # fmt: skip
         started = time.monotonic()
         vectors = tasks[message.task](message)
@@ -114,16 +134,21 @@ class Site:
             raise _refused("INPUT", f"inputs {sorted(message.vectors)}", f"inputs {sorted(expected)}")
         for label, (dtype, length) in expected.items():
             values = message.vectors[label]
-            if values.dtype != np.dtype(dtype) or values.shape != (length,) or not np.isfinite(values).all():
-                raise _refused("INPUT", f"an unusable '{label}'", f"{length} finite numbers of type {dtype}")
-        if message.task in (TRAIN, STEP):
-            self._verify_numbers(message.numbers)
+            right = values.dtype == np.dtype(dtype) and values.ndim == 1 and values.size == (length or values.size)
+            if not right or not np.isfinite(values).all():
+                what = f"{length} finite numbers" if length else "numbers"
+                raise _refused("INPUT", f"an unusable '{label}'", f"{what} of type {dtype}")
+        if message.task in (TRAIN, STEP, TRAIN_ALONE):
+            self._verify_numbers(message.numbers, own=message.task != TRAIN_ALONE)
 
-    def _verify_numbers(self, numbers: Mapping[str, float]) -> None:
-        """A share p_s above 1, or of nobody, would multiply this site's penalty: no total is below the site's own."""
-        own = len(self._data.training) if self._data is not None else 0
+    def _verify_numbers(self, numbers: Mapping[str, float], *, own: bool) -> None:
+        """A share p_s above 1, or of nobody, would multiply this site's penalty: no total is below the site's own.
+
+        The last totals may come from rounds that this site missed; then its share is held to 1.
+        """
+        least = len(self._data.training) if own and self._data is not None else 1
         records, sites = numbers.get("records", 0.0), numbers.get("sites", 0.0)
-        if set(numbers) != {"records", "sites"} or not (own <= records < float("inf") and 1 <= sites < float("inf")):
+        if set(numbers) != {"records", "sites"} or not (least <= records < float("inf") and 1 <= sites < float("inf")):
             raise _refused("INPUT", "unusable totals of records and sites", "finite totals that include this site")
 
     def _expected_vectors(self, task: str) -> dict[str, tuple[str, int]]:
@@ -131,7 +156,11 @@ class Site:
         risk = specs["risk_sums"].length if "risk_sums" in specs else 0
         model = {"model": ("float32", specs["update"].length)}
         totals = {"totals": ("float64", risk)}
-        return {MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals}.get(task, {})
+        last = {"best": model["model"], "record": ("uint8", 0)}
+        inputs = {
+            MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals, TRAIN_ALONE: {**model, **totals}, FINISH: last,
+        }  # fmt: skip
+        return inputs.get(task, {})
 
     def _join(self, message: Message) -> dict[str, Weighted]:
         data = self._load()
@@ -150,11 +179,18 @@ class Site:
                 expected="at least one record per batch",
                 next_step="lower training.batch.amount in the plan",
             )
-        self._data, self._round, self._evaluated = data, None, ""
+        self._data, self._round, self._evaluated, self._own = data, None, None, {}
         self._session, self._measured = message.session, -1
         self._trainer = Trainer(self.plan, self.name, data.training)
         counts = [len(data.training), len(data.validation), len(data.test), data.opted_out]
         return {"counts": Weighted(np.array(counts, dtype=np.float64))}
+
+    def _verify_start(self, model: Vector) -> None:
+        """A plan that names a weight file starts from it, and from nothing that the server made of it."""
+        if isinstance(self.plan.start, FileStart):
+            own = initial_vector(self.plan, self._weights)
+            if vector_sha256(own) != vector_sha256(model):
+                raise _refused("START", "another first model than the plan's weight file gives", "that model")
 
     def _parts(self) -> tuple[SiteData, Trainer]:
         if self._data is None or self._trainer is None:
@@ -162,22 +198,33 @@ class Site:
         return self._data, self._trainer
 
     def _measure(self, message: Message) -> dict[str, Weighted]:
+        vectors = self._start_round(message)
+        self._own = self._measured_sums()
+        self._current(message).own = self._own
+        return {"present_records": self._present(), **vectors, **self._risk_sums(self._own)}
+
+    def _start_round(self, message: Message) -> dict[str, Weighted]:
+        """Take over the round's first model; returns its validation results."""
         data, trainer = self._parts()
         if message.round <= self._measured:
             raise _refused("REPEAT", f"round {message.round} again", f"a round after {self._measured}")
         self._measured = message.round
         model = message.vectors["model"]
+        if message.round == 0:
+            self._verify_start(model)
         trainer.start_round(model)
-        own: dict[Measure, Sums] = {}
-        vectors = {
-            "present_records": self._present(),
-            "validation_sums": self._evaluation(data.validation),
-        }
-        if self.layout.method.measures():
-            own = self._sums(trainer.scores(data.training), data.training)
-            vectors["risk_sums"] = Weighted(pack(self.layout.method.measures(), own))
-        self._round = _Round(message.round, model, vector_sha256(model), own, trainer.batches(message.round))
-        return vectors
+        self._round = _Round(message.round, model, vector_sha256(model), self._own, trainer.batches(message.round))
+        return self._evaluation("validation", data.validation)
+
+    def _measured_sums(self) -> dict[Measure, Sums]:
+        """This site's group sums at the current model; nothing if the method asks for none."""
+        data, trainer = self._parts()
+        if not self.layout.method.measures():
+            return {}
+        return self._sums(trainer.scores(data.training), data.training)
+
+    def _risk_sums(self, own: Mapping[Measure, Sums]) -> dict[str, Weighted]:
+        return {"risk_sums": Weighted(pack(self.layout.method.measures(), own))} if own else {}
 
     def _present(self) -> Weighted:
         data, _ = self._parts()
@@ -188,7 +235,7 @@ class Site:
         minimum = self.plan.cells.minimum
         for measure in self.layout.method.measures():
             chosen = np.ones(len(records), dtype=bool) if measure.label < 0 else records.labels == measure.label
-            values = scores.of(measure.utility)[chosen]
+            values = scores.quantities[measure.quantity][chosen]
             if measure.attribute == HOSPITAL:
                 result[measure] = HospitalSums.measure(values, minimum, measure.weighted)
             else:
@@ -196,14 +243,16 @@ class Site:
                 result[measure] = CellSums.measure(values, group, self.layout.sizes[measure.attribute], minimum)
         return result
 
-    def _evaluation(self, records: Records) -> Weighted:
+    def _evaluation(self, split: str, records: Records) -> dict[str, Weighted]:
         _, trainer = self._parts()
         scores = trainer.scores(records)
         bins, minimum = self.plan.evaluation.score_bins, self.plan.cells.minimum
-        sums = EvaluationSums.measure(
-            scores.probability, scores.cross_entropy, records.labels, records.groups, self.layout.sizes, bins, minimum
-        )
-        return Weighted(sums.vector())
+        sums = EvaluationSums.measure(scores.strata, records.groups, self.layout.sizes, bins, minimum)
+        vectors = {f"{split}_sums": Weighted(sums.vector())}
+        if scores.predictions.size:
+            enough = len(records) >= minimum
+            vectors[f"{split}_predictions"] = Weighted(scores.predictions * enough)
+        return vectors
 
     def _current(self, message: Message) -> _Round:
         current = self._round
@@ -243,12 +292,26 @@ class Site:
         current.terms.append(terms)
         current.batch = None
 
-    def _terms(self, current: _Round, message: Message, records: Records, behind: int) -> SampleTerms:
-        """The method's terms for ``records``; ``behind``: records over which the local loss is a mean."""
+    def _terms(
+        self,
+        current: _Round,
+        message: Message,
+        records: Records,
+        behind: int,
+        fresh: Mapping[Measure, Sums] | None = None,
+    ) -> SampleTerms:
+        """The method's terms for ``records``; ``behind``: records over which the local loss is a mean.
+
+        ``fresh`` sums of this site take the place of those that are in the totals.
+        """
         measures = self.layout.method.measures()
         totals = unpack(measures, message.vectors["totals"], self.layout.sizes)
+        own = current.own
+        if fresh is not None and own:
+            totals = {measure: exchanged(total, own[measure], fresh[measure]) for measure, total in totals.items()}
+            own = fresh
         factor = self._factor(message, behind)
-        return self.layout.method.sample_terms(totals, current.own, records.groups, records.labels, factor)
+        return self.layout.method.sample_terms(totals, own, records.groups, records.labels, factor)
 
     def _factor(self, message: Message, behind: int) -> float:
         """What turns the gradient of the joint penalty into this site's mean loss (algorithms section 8.4)."""
@@ -256,8 +319,16 @@ class Site:
         if self.plan.training.aggregation == "uniform":
             share = 1.0 / message.numbers["sites"]
         else:
-            share = len(data.training) / message.numbers["records"]
+            share = min(len(data.training) / message.numbers["records"], 1.0)
         return self.layout.method.factor(behind, share)
+
+    def _train_alone(self, message: Message) -> dict[str, Weighted]:
+        """A round in one trip: totals of an earlier round act, this round's statistics ride with the update."""
+        vectors = self._start_round(message)
+        if self.plan.method.lagged:
+            self._own = self._measured_sums()
+            vectors |= {"present_records": self._present(), **self._risk_sums(self._own)}
+        return {**vectors, **self._train(message)}
 
     def _train(self, message: Message) -> dict[str, Weighted]:
         data, trainer = self._parts()
@@ -277,9 +348,13 @@ class Site:
     def _train_freely(self, current: _Round, message: Message) -> None:
         data, trainer = self._parts()
         terms = self._terms(current, message, data.training, len(data.training))
+        every = self.plan.method.remeasured_every
         for number, index in enumerate(current.batches):
             if self.stop():
                 raise _refused("ABORTED", "an abort signal while training", "a job that goes on")
+            if every is not None and number and number % every == 0:
+                current.terms.append(terms)
+                terms = self._terms(current, message, data.training, len(data.training), self._measured_sums())
             chosen = {name: values[index] for name, values in terms.coefficients.items()}
             loss = trainer.step(current.number, number, index, chosen)
             current.losses.append((loss, index.size))
@@ -289,12 +364,16 @@ class Site:
         data, trainer = self._parts()
         model = message.vectors["model"]
         trainer.start_round(model)
-        self._evaluated = vector_sha256(model)
-        return {"validation_sums": self._evaluation(data.validation), "test_sums": self._evaluation(data.test)}
+        self._evaluated = model
+        return {**self._evaluation("validation", data.validation), **self._evaluation("test", data.test)}
 
     def _finish(self, message: Message) -> dict[str, Weighted]:
-        if message.text.get("model_sha256") != self._evaluated:
+        """Keep the final model, the best one on validation data, and what is known about them, at this site."""
+        final = self._evaluated
+        if final is None or message.text.get("model_sha256") != vector_sha256(final):
             raise _refused("MODEL", "a final model that this site did not evaluate", "the model of task evaluate")
+        record = received_record(message.vectors["record"].tobytes(), self.plan)
+        keep_models(self.folder, record, final, message.vectors["best"])
         return {}
 
 

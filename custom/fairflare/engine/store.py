@@ -19,6 +19,7 @@ from fairflare.record import (
     MODEL_NAME,
     PROGRESS_NAME,
     RunRecord,
+    best_model,
     read_record,
     write_atomically,
     write_record,
@@ -34,7 +35,7 @@ class Store:
     """A folder with ``record.json``, the newest model and ``progress.jsonl``.
 
     A crash at any moment leaves a record and the model that its last complete round names: the model is written
-    first, the record second, and only then is the older model removed.
+    first, the record second, and only then is the older model removed. The best one on validation data stays as well.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
@@ -42,20 +43,22 @@ class Store:
         self._network = build(plan)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, record: RunRecord, model: Vector | None = None) -> None:
-        """Write the record; with ``model``, that one first."""
+    def save(self, record: RunRecord, model: Vector | None = None, best: Vector | None = None) -> None:
+        """Write the record; with ``model`` (and the ``best`` one so far), these first; then remove all others."""
         if model is None:
             write_record(self.folder, record)
             return
-        kept = self.keep(model)
+        kept = {self.keep(one) for one in (model, best) if one is not None}
         write_record(self.folder, record)
         for older in self.folder.glob(f"*.{MODEL_NAME}"):
-            if older != kept:
+            if older not in kept:
                 older.unlink()
 
     def keep(self, model: Vector) -> Path:
         """Write a model, for a record that will name it, and return its file."""
         file = model_file(self.folder, vector_sha256(model))
+        if file.exists():
+            return file
         write_atomically(file, save(named_arrays(self._network, model)))
         return file
 
@@ -87,6 +90,11 @@ def read_checkpoint(folder: Path) -> tuple[RunRecord, Vector | None]:
     if not record.rounds:
         return record, None
     return record, read_model(folder, record.plan, record.rounds[-1].model_sha256)
+
+
+def read_best(folder: Path, record: RunRecord) -> Vector | None:
+    """The best model on validation data so far of a run's folder; ``None`` if no round was complete."""
+    return read_model(folder, record.plan, best_model(record)[1]) if record.rounds else None
 
 
 def _no_model(got: str) -> RunError:

@@ -5,35 +5,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fairflare.data.manifest import Records
-from fairflare.engine.objective import batch_loss, utilities
+from fairflare.engine.objective import Scores, batch_loss, objective_of
 from fairflare.errors import RoundError
-from fairflare.fairness.groups import Floats, Integers, Utility
+from fairflare.fairness.groups import Floats, Integers
 from fairflare.models import build, load_vector, to_vector
 from fairflare.models.vector import Vector
 from fairflare.plan import ImageInput, Plan, Sgd
 from fairflare.seeds import generator
 
-_FORWARD_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A forward pass over records: arrays of shape (n,), float64."""
-
-    cross_entropy: Floats
-    clipped_cross_entropy: Floats
-    probability: Floats
-
-    def of(self, utility: Utility) -> Floats:
-        """The utility's value for each record."""
-        return self.clipped_cross_entropy if utility == "cross_entropy" else self.probability
+#: Records of one forward pass; the maps of a segmentation network take far more memory than a row of logits.
+_FORWARD_BATCH = {"classification": 256, "segmentation": 8}
 
 
 class Trainer:
@@ -54,7 +42,7 @@ class Trainer:
         self.site = site
         self.records = records
         self.model = build(plan)
-        self.class_weights = torch.tensor(plan.training.class_weights, dtype=torch.float32)
+        self.objective = objective_of(plan)
         self.optimizer = self._new_optimizer()
 
     def start_round(self, vector: Vector) -> None:
@@ -86,16 +74,20 @@ class Trainer:
             return [order[start : start + batch.amount] for start in range(0, order.size, batch.amount)]
         return np.array_split(order, batch.amount)
 
-    def augmented(self, round_: int, number: int, index: Integers) -> torch.Tensor:
-        """Inputs of a training batch, with the plan's augmentation drawn for batch ``number`` of the round."""
-        inputs = self.records.inputs[index]
+    def batch(self, round_: int, number: int, index: Integers) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and target of a training batch, with the plan's augmentation drawn for its number in the round."""
+        records = self.records.take(index)
         given = self.plan.task.input
         if isinstance(given, ImageInput) and given.augmentation == "flips":
             random = generator(self.plan.training.seed, "flips", self.site, round_, number)
             flips = random.integers(0, 2, size=(2, index.size, 1, 1, 1), dtype=np.int64).astype(bool)
-            inputs = np.where(flips[0], inputs[..., ::-1], inputs)
-            inputs = np.where(flips[1], inputs[..., ::-1, :], inputs)
-        return self.tensor(inputs)
+            masks = records.masks
+            records = replace(
+                records,
+                inputs=_flipped(records.inputs, flips),
+                masks=None if masks is None else _flipped(masks, flips[..., 0]),
+            )
+        return self.tensor(records.inputs), self.objective.target(records)
 
     def tensor(self, inputs: NDArray[np.float32] | NDArray[np.uint8]) -> torch.Tensor:
         """Records' inputs as the network takes them: images scaled to [0, 1] and normalised."""
@@ -108,36 +100,37 @@ class Trainer:
 
     def scores(self, records: Records) -> Scores:
         """A forward pass over all of ``records`` with the current model, without augmentation."""
-        starts = range(0, len(records), _FORWARD_BATCH)
+        target = self.objective.target(records)
+        size = _FORWARD_BATCH[self.plan.task.kind]
+        starts = range(0, len(records), size)
+        parts = []
         with torch.no_grad():
-            logits = [self.model(self.tensor(records.inputs[start : start + _FORWARD_BATCH])) for start in starts]
-        return self._scores(torch.cat(logits) if logits else torch.zeros(0, 2), records.labels)
+            for start in starts:
+                outputs = self.model(self.tensor(records.inputs[start : start + size]))
+                parts.append(self._scores(outputs, target[start : start + size]))
+        return Scores.joined(parts or [self._scores(self.objective.empty(), target)])
 
     def batch_scores(self, round_: int, number: int, index: Integers) -> Scores:
         """The same for one training batch, augmented as its training step will see it."""
+        inputs, target = self.batch(round_, number, index)
         with torch.no_grad():
-            logits = self.model(self.augmented(round_, number, index))
-        return self._scores(logits, self.records.labels[index])
+            outputs = self.model(inputs)
+        return self._scores(outputs, target)
 
-    def _scores(self, logits: torch.Tensor, labels: Integers) -> Scores:
-        if not bool(torch.isfinite(logits).all()):
+    def _scores(self, outputs: torch.Tensor, target: torch.Tensor) -> Scores:
+        if not bool(torch.isfinite(outputs).all()):
             raise RoundError(
                 "FF-ROUND-DIVERGED",
                 got="a model whose outputs are NaN or infinite on this site's records",
                 expected="finite outputs",
                 next_step="lower the learning rate or the penalty's strength in the plan",
             )
-        target = torch.from_numpy(labels)
-        wide = logits.to(torch.float64)
-        entropy = utilities(wide, target, float("inf"))["cross_entropy"].numpy()
-        clipped = utilities(wide, target, self.plan.method.clip)
-        return Scores(entropy, clipped["cross_entropy"].numpy(), clipped["probability"].numpy())
+        return self.objective.scores(outputs.to(torch.float64), target, self.plan.method.clip)
 
-    def step(self, round_: int, number: int, index: Integers, terms: Mapping[Utility, Floats]) -> float:
+    def step(self, round_: int, number: int, index: Integers, terms: Mapping[str, Floats]) -> float:
         """One optimiser step on a batch; returns the mean task loss of the batch before the step."""
-        logits = self.model(self.augmented(round_, number, index))
-        labels = torch.from_numpy(self.records.labels[index])
-        loss, task = batch_loss(logits, labels, self.class_weights, terms, self.plan.method.clip)
+        inputs, target = self.batch(round_, number, index)
+        loss, task = batch_loss(self.objective, self.model(inputs), target, terms, self.plan.method.clip)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -151,3 +144,9 @@ class Trainer:
             )
         betas = (spec.beta1, spec.beta2)
         return torch.optim.AdamW(parameters, lr=spec.lr, betas=betas, eps=spec.epsilon, weight_decay=spec.weight_decay)
+
+
+def _flipped(pixels: NDArray[np.uint8], flips: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Images (n, ..., height, width) mirrored left to right where ``flips[0]``, upside down where ``flips[1]``."""
+    mirrored = np.where(flips[0], pixels[..., ::-1], pixels)
+    return np.where(flips[1], mirrored[..., ::-1, :], mirrored)

@@ -11,8 +11,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-from fairflare.engine.describe import notices, record_sha256
-from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN
+import numpy as np
+
+from fairflare.engine.describe import collapse, notices, record_sha256
+from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE
+from fairflare.engine.server import is_measured
 from fairflare.engine.store import read_model
 from fairflare.engine.verify_numbers import Defect, check_counts, check_numbers, wrong_evaluation
 from fairflare.errors import FairFlareError, RunError
@@ -24,10 +27,12 @@ from fairflare.record import (
     RoundRecord,
     RunRecord,
     Session,
+    best_model,
     find_record,
     read_record,
     session_number,
 )
+from fairflare.record import Final as Results
 
 _SPLITS: Final[tuple[Literal["validation", "test"], ...]] = ("validation", "test")
 
@@ -153,7 +158,7 @@ def _check_answers(record: RunRecord) -> Iterator[Defect]:
         own = _session_of(record, line)
         if own is not None and own is not session:
             session, missed = own, dict.fromkeys(own.joined, 0)
-        tasks = (MEASURE, STEP, TRAIN) if record.plan.method.lock_step else (MEASURE, TRAIN)
+        tasks = _tasks(record.plan, own, line.round)
         where, active = f"round {line.round}", _active(record, missed)
         if set(line.participants) != set(tasks):
             yield Defect("FF-RUN-SITES", f"{where}: sites of other tasks than {', '.join(tasks)}")
@@ -161,12 +166,19 @@ def _check_answers(record: RunRecord) -> Iterator[Defect]:
         yield from _check_tasks(record.plan, where, active, answers, line.refusals)
         for refusal in line.refusals:
             missed[refusal.site] = missed.get(refusal.site, 0) + 1
-        missed.update(dict.fromkeys(answers[TRAIN], 0))
+        missed.update(dict.fromkeys(answers[tasks[-1]], 0))
     final, newest = record.final, record.sessions[-1] if record.sessions else None
     if final is not None and newest is not None:
         active = _active(record, missed) if newest is session else set(newest.joined)
         answers = {EVALUATE: final.participants, FINISH: final.confirmed}
         yield from _check_tasks(record.plan, "final", active, answers, final.refusals)
+
+
+def _tasks(plan: Plan, session: Session | None, number: int) -> tuple[str, ...]:
+    """Tasks of a round, in order."""
+    if session is not None and not is_measured(plan, session, number):
+        return (TRAIN_ALONE,)
+    return (MEASURE, STEP, TRAIN) if plan.method.lock_step else (MEASURE, TRAIN)
 
 
 def _active(record: RunRecord, missed: dict[str, int]) -> set[str]:
@@ -200,16 +212,31 @@ def _wrong_answers(asked: set[str], sites: tuple[str, ...], refusals: Collection
         yield "a site is missing and no refusal names it"
 
 
+def _check_best(record: RunRecord, final: Results) -> Iterator[Defect]:
+    try:
+        if best_model(record) != (final.best_rounds, final.best_model_sha256):
+            yield Defect("FF-RUN-MODEL", "the best model is not the one with the best validation results")
+        for split, found in zip(_SPLITS, (final.validation_collapse, final.test_collapse), strict=True):
+            if record.plan.task.kind == "classification" and found != collapse(
+                record.plan, record.evaluation(split), np.zeros(0)
+            ):
+                yield Defect("FF-RUN-SUMS", f"{split}: whether the model says the same of everybody does not follow")
+    except RunError:
+        return  # the cells themselves are refused below
+
+
 def _check_final(folder: Path, record: RunRecord) -> Iterator[Defect]:
     final = record.final
     if final is None:
         return
     if not record.rounds or final.model_sha256 != record.rounds[-1].model_sha256:
         yield Defect("FF-RUN-MODEL", "the evaluated model is not the model of the last round")
-    try:
-        read_model(folder, record.plan, final.model_sha256)
-    except RunError as problem:
-        yield Defect(problem.code, problem.got)
+    for sha256 in dict.fromkeys((final.model_sha256, final.best_model_sha256)):
+        try:
+            read_model(folder, record.plan, sha256)
+        except RunError as problem:
+            yield Defect(problem.code, problem.got)
+    yield from _check_best(record, final)
     for split in _SPLITS:
         try:
             sums = record.evaluation(split)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairflare.engine.messages import COUNTS, MEASURE, TRAIN
+from fairflare.engine.messages import COUNTS, MEASURE, TRAIN, TRAIN_ALONE
 from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL, CellSums, EvaluationSums, Floats
 from fairflare.fairness.penalty import evaluate
 from fairflare.methods import METHODS, FlexFair, Penalty
@@ -40,7 +40,7 @@ def check_numbers(plan: Plan, session: Session, line: RoundRecord) -> Iterator[D
     """The numbers of one round, given the session that it belongs to."""
     for text in _wrong_numbers(session, line):
         yield Defect("FF-RUN-SUMS", f"round {line.round}: {text}")
-    values = {EVERYBODY: (EVERYBODY,), **{one.name: one.values for one in plan.attributes}}
+    values = {EVERYBODY: (EVERYBODY,), **plan.groups}
     if [(one.attribute, one.group) for one in line.validation] != [
         (a, g) for a, names in values.items() for g in names
     ]:
@@ -60,7 +60,8 @@ def _wrong_numbers(session: Session, line: RoundRecord) -> Iterator[str]:
         yield "a loss below zero"
     if min(line.seconds.measure, line.seconds.train, line.seconds.aggregate) < 0:
         yield "a duration below zero"
-    if not _fits(line.records, session, "training", line.participants.get(TRAIN, ())):
+    trained = line.participants.get(TRAIN) or line.participants.get(TRAIN_ALONE, ())
+    if not _fits(line.records, session, "training", trained):
         yield "other training records than the sites joined with"
 
 
@@ -75,15 +76,16 @@ def _fits(records: float, session: Session, split: str, sites: tuple[str, ...], 
 def _wrong_lines(plan: Plan, session: Session, line: RoundRecord) -> Iterator[str]:
     everybody, *groups = line.validation
     for one in line.validation:
-        if not _is_plausible(one, _may_withhold(plan)):
-            yield f"{one.attribute}/{one.group}: impossible records, or a loss, score or area that they rule out"
-    for attribute in plan.attributes:
+        if not _is_plausible(plan, one):
+            yield f"{one.attribute}/{one.group}: impossible records, or a loss, score, area or Dice that they rule out"
+    for name in plan.groups:
         whole = _amounts(everybody)
-        parts = np.sum([_amounts(one) for one in groups if one.attribute == attribute.name], axis=0)
+        parts = np.sum([_amounts(one) for one in groups if one.attribute == name], axis=0)
         if (parts > whole + TOLERANCE * np.maximum(whole, 1.0)).any():
-            yield f"{attribute.name}: more in the groups than in all"
+            yield f"{name}: more in the groups than in all"
     whole_split = not _may_withhold(plan)
-    if not _fits(everybody.records, session, "validation", line.participants.get(MEASURE, ()), whole_split):
+    evaluated = line.participants.get(MEASURE) or line.participants.get(TRAIN_ALONE, ())
+    if not _fits(everybody.records, session, "validation", evaluated, whole_split):
         yield "other records than the sites joined with"
 
 
@@ -92,32 +94,47 @@ def _may_withhold(plan: Plan) -> bool:
     return plan.cells.minimum > 1 or plan.cells.sites > 1
 
 
-def _is_plausible(one: GroupLine, withheld: bool) -> bool:
-    negatives = one.records - one.positives
-    both = one.positives > 0 and negatives > 0
+def _is_plausible(plan: Plan, one: GroupLine) -> bool:
+    shares = [share or 0.0 for share in (one.auc, one.mean_score, one.dice)]
+    if not _are_counts(one.records) or (one.loss or 0.0) < 0:
+        return False
+    if not all(-TOLERANCE <= share <= 1 + TOLERANCE for share in shares):
+        return False
+    if plan.task.kind == "segmentation":
+        absent = (one.positives, one.mean_score, one.auc)
+        return absent == (None, None, None) and (one.loss is not None) == (one.dice is not None) == (one.records > 0)
+    if one.dice is not None:
+        return False
+    if len(plan.task.labels) > 2:
+        known = one.records > 0 and (one.loss is not None or _may_withhold(plan))
+        return (one.positives, one.mean_score) == (None, None) and (known or one.loss is None)
+    return one.positives is not None and _is_plausible_pair(one, one.positives, _may_withhold(plan))
+
+
+def _is_plausible_pair(one: GroupLine, positives: float, withheld: bool) -> bool:
+    """A line of a task with two labels."""
+    negatives = one.records - positives
+    both = positives > 0 and negatives > 0
     known = both or (one.records > 0 and not withheld)  # half of a group's loss is not shown as its own
     return (
-        _are_counts(one.records, one.positives)
+        _are_counts(positives)
         and negatives >= 0
         and (one.auc is not None) == both
         and (one.loss is not None) == (one.mean_score is not None) == known
-        and -TOLERANCE <= (one.auc or 0.0) <= 1 + TOLERANCE
-        and -TOLERANCE <= (one.mean_score or 0.0) <= 1 + TOLERANCE
-        and (one.loss or 0.0) >= 0
     )
 
 
 def _amounts(one: GroupLine) -> Floats:
-    """What groups may not have more of than everybody: records by label, sums of losses and scores."""
-    loss, score = one.loss or 0.0, one.mean_score or 0.0
-    return np.array([one.positives, one.records - one.positives, loss * one.records, score * one.records])
+    """What groups may not have more of than everybody: records by label, sums of losses, scores and Dice."""
+    positives = one.positives or 0.0
+    means = np.array([one.loss or 0.0, one.mean_score or 0.0, one.dice or 0.0])
+    return np.array([positives, one.records - positives, *(means * one.records)])
 
 
 def _check_penalties(plan: Plan, session: Session, line: RoundRecord) -> Iterator[Defect]:
-    method = METHODS[plan.method.name](
-        plan.method, {one.name: len(one.values) for one in plan.attributes}, plan.cells.sites
-    )
-    parts = method.parts if isinstance(method, FlexFair) else []
+    method = METHODS[plan.method.name](plan.method, plan.sizes, plan.cells.sites, len(plan.task.labels))
+    measured = MEASURE in line.participants or plan.method.lagged
+    parts = method.parts if isinstance(method, FlexFair) and measured else []
     wanted = [(one.attribute, one.criterion, measure.name, one.strength) for one, measure in parts]
     found = [(one.attribute, one.criterion, one.measure, one.strength) for one in line.penalties]
     if found != wanted:
@@ -125,13 +142,13 @@ def _check_penalties(plan: Plan, session: Session, line: RoundRecord) -> Iterato
         return
     for (known, _), penalty in zip(parts, line.penalties, strict=True):
         where = f"round {line.round}: {penalty.measure}"
-        groups = 0 if known.attribute == HOSPITAL else len(plan.attribute(known.attribute).values)
+        groups = 0 if known.attribute == HOSPITAL else plan.sizes[known.attribute]
         if not _agrees(penalty, known, groups):
             yield Defect("FF-RUN-PENALTY", f"{where}: weights, coefficients, P or gap do not follow")
         count, limit = penalty.count or (), session.records.get("training", math.inf)
         if not _are_counts(np.array(count)) or sum(count) > limit:
             yield Defect("FF-RUN-PENALTY", f"{where}: counts that are no whole numbers, or more than joined")
-        highest = 1.0 if known.utility == "probability" else plan.method.clip
+        highest = 1.0 if known.utility in ("probability", "dice_loss") else plan.method.clip
         if any(not -TOLERANCE <= risk <= highest + TOLERANCE for risk in penalty.risk or () if risk is not None):
             yield Defect("FF-RUN-PENALTY", f"{where}: a risk that its utility rules out")
 
@@ -174,7 +191,8 @@ def wrong_evaluation(
         slack[:, 2:HEAD] = TOLERANCE * np.maximum(everybody[:, 2:HEAD], 1.0)
         if (parts > everybody + slack).any():
             yield f"{attribute}: more in a group, or in all of them, than in everybody"
-    if not _fits(float(everybody[:, 0].sum()), session, split, sites, not _may_withhold(plan)):
+    records = everybody[0, 0] if plan.task.kind == "segmentation" else everybody[:2, 0].sum()
+    if not _fits(float(records), session, split, sites, not _may_withhold(plan)):
         yield "other records than the sites joined with"
 
 
@@ -191,7 +209,7 @@ def _wrong_cells(plan: Plan, table: Floats, sites: int) -> Iterator[str]:
         yield "a site with fewer records than the plan's smallest cell"
     slack = TOLERANCE * np.maximum(count, 1.0)
     for name, value, (low, high) in (
-        ("losses", table[..., 2], _loss_bounds(histogram)),
+        ("losses", table[..., 2], _loss_bounds(plan, histogram)),
         ("scores", table[..., 3], _score_bounds(histogram)),
     ):
         if (value < low - slack).any() or (value > high + slack).any():
@@ -205,17 +223,23 @@ def _score_bounds(histogram: Floats) -> tuple[Floats, Floats]:
     return histogram @ edges[:-1], histogram @ edges[1:]
 
 
-def _loss_bounds(histogram: Floats) -> tuple[Floats, Floats]:
-    """Smallest and largest sum of cross-entropies -log P(true label) that a histogram (..., 2, bins) allows.
+def _loss_bounds(plan: Plan, histogram: Floats) -> tuple[Floats, Floats]:
+    """Smallest and largest sum of cross-entropies -log P(true label) that a histogram (..., 2 Q, bins) allows.
 
-    There is no largest one where a record lies in the bin farthest from its label.
+    There is no largest one where a record lies in the bin farthest from its label, nor for records of other labels
+    where there are several; of images, a histogram of Dice says nothing about the loss.
     """
     bins = histogram.shape[-1]
-    # By distance from the true label: bin 0 is the nearest to it, for label 1 the one with the largest scores.
-    away = np.stack([histogram[..., 0, :], histogram[..., 1, ::-1]], axis=-2)
+    if plan.task.kind == "segmentation":
+        return np.zeros(histogram.shape[:-1]), np.full(histogram.shape[:-1], np.inf)
+    # By distance from the true label: bin 0 is the nearest to it, for own labels the one with the largest scores.
+    away = histogram.copy()
+    away[..., 1::2, :] = histogram[..., 1::2, ::-1]
     edges = -np.log(1 - np.arange(bins) / bins)
-    high = away[..., :-1] @ edges[1:]
-    return away @ edges, np.where(away[..., -1] > 0, np.inf, high)
+    high = np.where(away[..., -1] > 0, np.inf, away[..., :-1] @ edges[1:])
+    if len(plan.task.labels) > 2:
+        high[..., 0::2] = np.inf
+    return away @ edges, high
 
 
 def _are_counts(*numbers: float | Floats) -> bool:

@@ -100,6 +100,12 @@ class CellSums:
         kept = self.sites >= sites
         return CellSums(*(np.where(kept, part, 0.0) for part in (self.total, self.count, self.sites)))
 
+    def exchange(self, old: CellSums, new: CellSums) -> CellSums:
+        """The same sums with one site's ``old`` part replaced by its ``new`` one; what is held back stays so."""
+        held = self.count == 0
+        total = np.where(held, 0.0, self.total - old.total + new.total)
+        return CellSums(total, self.count, self.sites)
+
     def __add__(self, other: CellSums) -> CellSums:
         return CellSums(self.total + other.total, self.count + other.count, self.sites + other.sites)
 
@@ -148,11 +154,25 @@ class HospitalSums:
         """The sums themselves: they belong to all hospitals, whatever their number."""
         return self
 
+    def exchange(self, old: HospitalSums, new: HospitalSums) -> HospitalSums:
+        """The same sums with one site's ``old`` part replaced by its ``new`` one."""
+        total = None if self.total is None else self.total - (old.total or 0.0) + (new.total or 0.0)
+        return replace(self, risk=self.risk - old.risk + new.risk, total=total)
+
     def __add__(self, other: HospitalSums) -> HospitalSums:
         return HospitalSums.from_vector(self.vector() + other.vector())
 
 
 Sums = CellSums | HospitalSums
+
+
+def exchanged(total: Sums, old: Sums, new: Sums) -> Sums:
+    """``total`` with one site's ``old`` part replaced by its ``new`` one; ``TypeError`` for sums of two kinds."""
+    if isinstance(total, CellSums) and isinstance(old, CellSums) and isinstance(new, CellSums):
+        return total.exchange(old, new)
+    if isinstance(total, HospitalSums) and isinstance(old, HospitalSums) and isinstance(new, HospitalSums):
+        return total.exchange(old, new)
+    raise TypeError("got sums of two kinds, expected one")
 
 
 def measure_length(measure: Measure, sizes: Mapping[str, int]) -> int:
@@ -182,8 +202,40 @@ def unpack(measures: Sequence[Measure], vector: Floats, sizes: Mapping[str, int]
     return result
 
 
-#: Numbers per cell before the histogram: count, reporting sites, sum of cross-entropy, sum of probability.
+#: Numbers per cell before the histogram: count, reporting sites, sum of the loss, sum of the value.
 HEAD = 4
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Records of one kind in an evaluation: which (bool (n,)), their losses and their values in [0, 1] (float64 (n,)).
+
+    Classification has two strata for each label in question: records of other labels and of this label, with the
+    probability of this label as value. Segmentation has one for each label but the background, with each image's Dice.
+    """
+
+    chosen: NDArray[np.bool_]
+    loss: Floats
+    value: Floats
+
+
+def label_strata(probability: Floats, cross_entropy: Floats, labels: Integers) -> list[Stratum]:
+    """Strata of a classification: probability (n, C) of each label, true labels (n,).
+
+    Of two labels only the second is in question.
+    """
+    questions = (1,) if probability.shape[1] == 2 else range(probability.shape[1])
+    return [
+        Stratum((labels == label) == own, cross_entropy, probability[:, label])
+        for label in questions
+        for own in (False, True)
+    ]
+
+
+def image_strata(dice: Floats, loss: Floats) -> list[Stratum]:
+    """Strata of a segmentation: Dice (n, F) of each image for each label but the background."""
+    everybody = np.ones(loss.shape, dtype=np.bool_)
+    return [Stratum(everybody, loss, dice[:, label]) for label in range(dice.shape[1])]
 
 
 @dataclass(frozen=True)
@@ -193,58 +245,47 @@ class EvaluationSums:
     Attributes
     ----------
     cells
-        Attribute name (and ``all``) -> float64 array of shape (K, 2, 4 + bins). The second axis is the true label;
-        the last one is count, reporting sites, sum of cross-entropy, sum of P(positive), and the histogram of
-        P(positive) over ``bins`` equal bins of [0, 1] (bin b holds [b/bins, (b+1)/bins), the last one includes 1).
+        Attribute name (and ``all``) -> float64 array of shape (K, S, 4 + bins). The second axis are the strata
+        (:class:`Stratum`; of two labels, the true label). The last one is count, reporting sites, sum of the loss, sum
+        of the value (P(positive), or Dice), and the histogram of the value over ``bins`` equal bins of [0, 1] (bin b
+        holds [b/bins, (b+1)/bins), the last one includes 1).
     """
 
     cells: Mapping[str, Floats]
 
     @classmethod
     def measure(
-        cls,
-        probability: Floats,
-        cross_entropy: Floats,
-        labels: Integers,
-        groups: GroupIndex,
-        sizes: Mapping[str, int],
-        bins: int,
-        minimum: int,
+        cls, strata: Sequence[Stratum], groups: GroupIndex, sizes: Mapping[str, int], bins: int, minimum: int
     ) -> EvaluationSums:
-        """Add up one site's records: arrays of shape (n,); a cell under ``minimum`` records becomes zeros."""
-        everybody = np.zeros(labels.shape, dtype=np.int64)
-        bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
+        """Add up one site's records by group and stratum; a cell under ``minimum`` records becomes zeros."""
         result = {}
         for name, size in ((EVERYBODY, 1), *sizes.items()):
-            group = everybody if name == EVERYBODY else groups[name]
-            table = np.zeros((size, 2, HEAD + bins))
-            known = group >= 0
-            cell = group[known] * 2 + labels[known]
-            table[..., 0] = np.bincount(cell, minlength=2 * size).reshape(size, 2)
-            table[..., 2] = np.bincount(cell, cross_entropy[known], 2 * size).reshape(size, 2)
-            table[..., 3] = np.bincount(cell, probability[known], 2 * size).reshape(size, 2)
-            place = cell * bins + bin_of[known]
-            table[..., HEAD:] = np.bincount(place, minlength=2 * size * bins).reshape(size, 2, bins)
+            parts = [_tabulate(stratum, groups.get(name), size, bins) for stratum in strata]
+            table = np.stack(parts, axis=1)
             kept = (table[..., 0] > 0) & (table[..., 0] >= minimum)
             table[..., 1] = kept
             result[name] = np.where(kept[..., None], table, 0.0)
         return cls(result)
 
     @classmethod
-    def from_vector(cls, vector: Floats, sizes: Mapping[str, int], bins: int) -> EvaluationSums:
+    def from_vector(cls, vector: Floats, sizes: Mapping[str, int], bins: int, strata: int = 2) -> EvaluationSums:
         """Inverse of :meth:`vector`; ``ValueError`` if the length is not that of the layout."""
-        if vector.shape != (evaluation_length(sizes, bins),):
-            raise ValueError(f"got {vector.shape}, expected ({evaluation_length(sizes, bins)},)")
+        if vector.shape != (evaluation_length(sizes, bins, strata),):
+            raise ValueError(f"got {vector.shape}, expected ({evaluation_length(sizes, bins, strata)},)")
         result, start = {}, 0
         for name, size in ((EVERYBODY, 1), *sizes.items()):
-            length = size * 2 * (HEAD + bins)
-            result[name] = vector[start : start + length].reshape(size, 2, HEAD + bins)
+            length = size * strata * (HEAD + bins)
+            result[name] = vector[start : start + length].reshape(size, strata, HEAD + bins)
             start += length
         return cls(result)
 
     def vector(self) -> Floats:
-        """Flat form: ``all`` first, then the attributes in the order of the plan."""
+        """Flat form: ``all`` first, then the groups in the order of the plan."""
         return np.concatenate([table.ravel() for table in self.cells.values()])
+
+    def question(self, place: int) -> EvaluationSums:
+        """The two strata of one label in question, in the form of a task with two labels."""
+        return EvaluationSums({name: table[:, 2 * place : 2 * place + 2] for name, table in self.cells.items()})
 
     def __add__(self, other: EvaluationSums) -> EvaluationSums:
         return EvaluationSums({name: table + other.cells[name] for name, table in self.cells.items()})
@@ -256,6 +297,20 @@ class EvaluationSums:
         )
 
 
-def evaluation_length(sizes: Mapping[str, int], bins: int) -> int:
+def _tabulate(stratum: Stratum, group: Integers | None, size: int, bins: int) -> Floats:
+    """(K, 4 + bins) of one stratum; ``group`` (n,), ``None`` for everybody in one group."""
+    place = np.zeros(stratum.chosen.shape, dtype=np.int64) if group is None else group
+    known = stratum.chosen & (place >= 0)
+    cell, value = place[known], stratum.value[known]
+    table = np.zeros((size, HEAD + bins))
+    table[:, 0] = np.bincount(cell, minlength=size)
+    table[:, 2] = np.bincount(cell, stratum.loss[known], size)
+    table[:, 3] = np.bincount(cell, value, size)
+    bin_of = np.minimum((value * bins).astype(np.int64), bins - 1)
+    table[:, HEAD:] = np.bincount(cell * bins + bin_of, minlength=size * bins).reshape(size, bins)
+    return table
+
+
+def evaluation_length(sizes: Mapping[str, int], bins: int, strata: int = 2) -> int:
     """Length of the evaluation vector for attributes with ``sizes`` groups."""
-    return (1 + sum(sizes.values())) * 2 * (HEAD + bins)
+    return (1 + sum(sizes.values())) * strata * (HEAD + bins)

@@ -25,13 +25,14 @@ from fairflare.engine import local
 from fairflare.engine.describe import record_sha256
 from fairflare.engine.messages import JOIN
 from fairflare.engine.server import Coordinator, Phase, Start
-from fairflare.engine.store import read_checkpoint
+from fairflare.engine.store import read_best, read_checkpoint
 from fairflare.errors import FairFlareError
 from fairflare.flare import wire
 from fairflare.flare.aggregator import SITE, FlexFairAggregator
 from fairflare.flare.executor import PLAN
 from fairflare.flare.names import RESUME
 from fairflare.models.vector import Vector
+from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import read_plan
 from fairflare.record import Reason, RunRecord
 
@@ -75,9 +76,10 @@ class FairFlareController(Controller):  # type: ignore[misc]
         self._aggregator = aggregator
         try:
             plan = read_plan(Path(workspace.get_app_config_dir(job)) / PLAN)
-            earlier = _earlier(Path(workspace.get_site_config_dir()) / RESUME)
+            own = Path(workspace.get_site_config_dir())
+            earlier, best = _earlier(own / RESUME)
             software = {**local.software(), "nvflare": nvflare.__version__}
-            start = Start(secrets.token_hex(16), "flare", software, earlier)
+            start = Start(secrets.token_hex(16), "flare", software, earlier, best, own / WEIGHTS)
             self._coordinator = Coordinator(plan, Path(workspace.get_run_dir(job)) / "fairflare", start)
         except FairFlareError as problem:
             self.system_panic(str(problem), fl_ctx)
@@ -164,11 +166,13 @@ def _hold_requests_until_there_is_a_task(fl_ctx: FLContext) -> None:
         runner._try_to_get_task = partial(runner._try_to_get_task, timeout=_HOLD, retry_interval=_HOLD / 100)
 
 
-def _earlier(file: Path) -> tuple[RunRecord, Vector | None, str] | None:
+def _earlier(file: Path) -> tuple[tuple[RunRecord, Vector | None, str] | None, Vector | None]:
+    """The run to go on from, and its best model so far."""
     if not file.exists():
-        return None
-    record, model = read_checkpoint(Path(json.loads(file.read_text(encoding="utf-8"))["folder"]))
-    return record, model, record_sha256(record)
+        return None, None
+    folder = Path(json.loads(file.read_text(encoding="utf-8"))["folder"])
+    record, model = read_checkpoint(folder)
+    return (record, model, record_sha256(record)), read_best(folder, record)
 
 
 def _words(reason: Reason | None) -> str:

@@ -11,10 +11,11 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 
-from fairflare.data.manifest import load
 from fairflare.engine.failures import ERRORS, note_failure
+from fairflare.engine.loading import load_apart
 from fairflare.engine.site import Site
 from fairflare.flare import wire
+from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import read_plan
 from fairflare.policy import CATALOG_NAME, read_catalog
 
@@ -51,10 +52,12 @@ class FairFlareExecutor(Executor):  # type: ignore[misc]
         workspace: Workspace = fl_ctx.get_engine().get_workspace()
         job = fl_ctx.get_job_id()
         plan = read_plan(Path(workspace.get_app_config_dir(job)) / PLAN)
-        catalog = read_catalog(Path(workspace.get_site_config_dir()) / CATALOG_NAME)
+        own = Path(workspace.get_site_config_dir())
+        catalog = read_catalog(own / CATALOG_NAME)
         name = fl_ctx.get_identity_name()
         entry = catalog.entry(name, plan.task.data_set)
-        self._site = Site(name, plan, lambda: load(plan, entry), _folder(fl_ctx))
+        weights = own / WEIGHTS
+        self._site = Site(name, plan, lambda: load_apart(plan, entry, weights), _folder(fl_ctx), weights)
         return self._site
 
 

@@ -32,7 +32,7 @@ VERSION = 1
 _INLINE = 65_536
 #: A head names a few vectors and numbers; a longer one is not read.
 _LONGEST_HEAD = 65_536
-_TYPES = {"<f4": np.float32, "<f8": np.float64}
+_TYPES = {"<f4": np.float32, "<f8": np.float64, "|u1": np.uint8}
 _KINDS = {np.dtype(dtype): kind for kind, dtype in _TYPES.items()}
 _CODE_FORM = re.compile(r"FF-[A-Z]+(-[A-Z]+)*")
 _NO_CODE = "FF-ROUND-SITE-ERROR"

@@ -29,7 +29,7 @@ def build(plan: Plan) -> nn.Module:
     return model
 
 
-def initial_vector(plan: Plan) -> Vector:
+def initial_vector(plan: Plan, weights: object = None) -> Vector:
     """The first global model, drawn from the plan's seed: float32 (P,).
 
     Weights are no secret, so torch's generator (32 bits of seed) is good enough here; noise never comes from it.

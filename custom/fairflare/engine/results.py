@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a site keeps of a finished run: the final and the best model, the record of the run, and a model card.
+
+The models come from the server; a site keeps them only if they are the ones that the record names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fairflare import schema
+from fairflare.errors import FairFlareError, RoundError, RunError
+from fairflare.evaluation.card import model_card
+from fairflare.models import build, named_arrays, vector_sha256
+from fairflare.models.vector import Vector
+from fairflare.models.weights import write_weights
+from fairflare.plan import Plan
+from fairflare.record import FILE_NAME, RunRecord, write_atomically
+
+FOLDER, CARD = "models", "model_card.md"
+MODEL_FORMAT = "fairflare/model/1"
+#: The record of many rounds and groups is a few megabytes.
+_LONGEST_RECORD = 256 * 1024 * 1024
+
+
+def received_record(data: bytes, plan: Plan) -> RunRecord:
+    """A run's record as the server sends it; raises :class:`RoundError` unless it is one of ``plan`` with results."""
+    try:
+        if len(data) > _LONGEST_RECORD:
+            raise ValueError("too long")
+        record = schema.parse(RunRecord, data.decode("utf-8"), error=RunError, what="record")
+    except (FairFlareError, ValueError):
+        raise _refused("a record that cannot be read", "the record of this run") from None
+    if record.plan != plan or record.plan_sha256 != plan.sha256 or record.final is None:
+        raise _refused("the record of another plan, or without results", "the record of this run")
+    return record
+
+
+def keep_models(folder: Path, record: RunRecord, final: Vector, best: Vector) -> None:
+    """Write both models, the record and the card into ``folder/models``; raises :class:`RoundError` for other models."""
+    results = record.final
+    if results is None or vector_sha256(final) != results.model_sha256:
+        raise _refused("a record of another final model", "the model that this site evaluated")
+    if vector_sha256(best) != results.best_model_sha256:
+        raise _refused("another best model than the record names", "the model with the hash in the record")
+    target = folder / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    text = schema.canonical(record)
+    digest = hashlib.sha256(text).hexdigest()
+    write_atomically(target / FILE_NAME, text)
+    network = build(record.plan)
+    for kind, vector, rounds in (("final", final, len(record.rounds)), ("best", best, results.best_rounds)):
+        write_weights(
+            target / f"{kind}.safetensors",
+            named_arrays(network, vector),
+            model_metadata(record.plan, vector, kind=kind, rounds=rounds, record_sha256=digest),
+        )
+    write_atomically(target / CARD, model_card(record, digest).encode("utf-8"))
+
+
+def model_metadata(plan: Plan, vector: Vector, *, kind: str, rounds: int, record_sha256: str) -> dict[str, str]:
+    """What a model's file says about itself: enough to build its network and to find its record."""
+    return {
+        "format": MODEL_FORMAT,
+        "kind": kind,
+        "rounds": str(rounds),
+        "plan": schema.canonical(plan).decode("utf-8"),
+        "plan_sha256": plan.sha256,
+        "model_sha256": vector_sha256(vector),
+        "record_sha256": record_sha256,
+    }
+
+
+def _refused(got: str, expected: str) -> RoundError:
+    return RoundError(
+        "FF-ROUND-RECORD",
+        got=got,
+        expected=expected,
+        next_step="do not use these models; ask the server's operator for the run's record",
+    )
