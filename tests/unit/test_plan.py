@@ -93,7 +93,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "seed of another size": (setting("training.seed", 2**32), "FF-PLAN-VALUE", "seed"),
     "path as data set": (setting("task.data_set", "/data/heart"), "FF-PLAN-VALUE", "data_set"),
     "same label twice": (setting("task.labels", ["absent", "absent"]), "FF-PLAN-RULE", "label"),
-    "three labels": (setting("task.labels", ["a", "b", "c"]), "FF-PLAN-VALUE", "labels"),
+    "three labels, two weights": (setting("task.labels", ["a", "b", "c"]), "FF-PLAN-RULE", "class_weights"),
+    "one label": (setting("task.labels", ["a"]), "FF-PLAN-VALUE", "labels"),
     "feature twice": (setting("task.input.features.1", FEATURES[0]), "FF-PLAN-RULE", "feature"),
     "feature of scale zero": (setting("task.input.features.0.scale", 0.0), "FF-PLAN-VALUE", "scale"),
     "attribute twice": (setting("attributes.1", HEART["attributes"][0]), "FF-PLAN-RULE", "attribute"),
@@ -227,8 +228,8 @@ def test_a_broken_rule_says_what_was_expected_of_it():
     problem = refusal(setting("attributes.1.edges", [40.0, 60.0]))
     assert (problem.got, problem.expected) == ("attributes.1: 2 edges for the 2 values of 'age'", "1")
     problem = refusal(setting("model", {"name": "cnn", "widths": [16]}))
-    assert problem.got == "model 'cnn' for table input"
-    assert problem.expected == "mlp for tables, cnn or resnet18 for images"
+    assert problem.got == "model 'cnn' for classification of tables"
+    assert problem.expected == "mlp"
     both = json.loads(setting("attributes.1.edges", [40.0, 60.0]))
     both["cells"]["minimum"] = -1
     assert refusal(json.dumps(both)).expected == "1; a plan that follows its schema, every field written out"

@@ -115,7 +115,9 @@ class Coordinator:
         self.record = describe.first_record(plan, start, vector_sha256(self.model))
         if start.earlier is not None and start.earlier[1] is not None:
             self.model = start.earlier[1]
-            self.store.keep(self.model)  # the record of this session names it before there is a newer one
+            for one in (self.model, start.best):  # the record of this session names them before there are newer ones
+                if one is not None:
+                    self.store.keep(one)
         self._sha256 = vector_sha256(self.model)
         self._best = self.model if start.best is None else start.best
         self._totals: Floats | None = None

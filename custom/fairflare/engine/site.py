@@ -198,13 +198,12 @@ class Site:
         return self._data, self._trainer
 
     def _measure(self, message: Message) -> dict[str, Weighted]:
-        vectors = self._start_round(message)
-        self._own = self._measured_sums()
-        self._current(message).own = self._own
+        vectors, current = self._start_round(message)
+        self._own = current.own = self._measured_sums()
         return {"present_records": self._present(), **vectors, **self._risk_sums(self._own)}
 
-    def _start_round(self, message: Message) -> dict[str, Weighted]:
-        """Take over the round's first model; returns its validation results."""
+    def _start_round(self, message: Message) -> tuple[dict[str, Weighted], _Round]:
+        """Take over the round's first model; returns its validation results, and what is remembered of the round."""
         data, trainer = self._parts()
         if message.round <= self._measured:
             raise _refused("REPEAT", f"round {message.round} again", f"a round after {self._measured}")
@@ -213,8 +212,9 @@ class Site:
         if message.round == 0:
             self._verify_start(model)
         trainer.start_round(model)
-        self._round = _Round(message.round, model, vector_sha256(model), self._own, trainer.batches(message.round))
-        return self._evaluation("validation", data.validation)
+        current = _Round(message.round, model, vector_sha256(model), self._own, trainer.batches(message.round))
+        self._round = current
+        return self._evaluation("validation", data.validation), current
 
     def _measured_sums(self) -> dict[Measure, Sums]:
         """This site's group sums at the current model; nothing if the method asks for none."""
@@ -324,7 +324,7 @@ class Site:
 
     def _train_alone(self, message: Message) -> dict[str, Weighted]:
         """A round in one trip: totals of an earlier round act, this round's statistics ride with the update."""
-        vectors = self._start_round(message)
+        vectors, _ = self._start_round(message)
         if self.plan.method.lagged:
             self._own = self._measured_sums()
             vectors |= {"present_records": self._present(), **self._risk_sums(self._own)}

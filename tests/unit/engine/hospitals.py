@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from fairflare import presets, schema
 from fairflare.data.manifest import Records, SiteData
-from fairflare.plan import Plan, parse_plan
+from fairflare.errors import PlanError
+from fairflare.plan import Plan, SegmentationTask, parse_plan
 
 FEATURES = 13
 
@@ -42,7 +43,31 @@ def plan(method: dict[str, Any], **changes: Any) -> Plan:
     """The heart plan with another method; ``changes`` name fields of ``training``, ``federation`` or ``cells``."""
     data = json.loads(schema.pretty(presets.heart("test", presets.FEDAVG)))
     data["method"] = method
+    if "hospital" in json.dumps(method):
+        data["consents"] = ["open_hospital_risks"]  # nobody's: these hospitals are drawn
     return changed(data, **changes)
+
+
+def several_labels(labels: int, method: dict[str, Any] | None = None, **changes: Any) -> Plan:
+    """The heart plan with more than two labels."""
+    data = json.loads(schema.pretty(presets.heart("test", presets.FEDAVG)))
+    data["method"] = method or data["method"]
+    data["task"]["labels"] = [f"kind{label}" for label in range(labels)]
+    data["training"]["class_weights"] = [1.0] * labels
+    data["evaluation"]["threshold"] = "half"
+    return changed(data, **changes)
+
+
+def segmentation_task(labels: Sequence[str], side: int, channels: int = 1) -> SegmentationTask:
+    """A task over square images whose mask values are the labels' places."""
+    data = {
+        "kind": "segmentation", "data_set": "shapes", "labels": list(labels), "mask_values": list(range(len(labels))),
+        "input": {
+            "kind": "image", "channels": channels, "height": side, "width": side, "mean": [0.5] * channels,
+            "std": [0.25] * channels, "augmentation": "flips",
+        },
+    }  # fmt: skip
+    return schema.parse(SegmentationTask, json.dumps(data), error=PlanError, what="task")
 
 
 def changed(data: dict[str, Any], **changes: Any) -> Plan:

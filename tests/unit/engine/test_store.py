@@ -15,7 +15,7 @@ from fairflare.engine.describe import record_sha256
 from fairflare.engine.local import answer, run_local, software
 from fairflare.engine.server import Coordinator, Start
 from fairflare.engine.site import Site
-from fairflare.engine.store import Store, model_file, read_checkpoint, read_model
+from fairflare.engine.store import Store, model_file, read_best, read_checkpoint, read_model
 from fairflare.engine.verify import verify_run
 from fairflare.errors import RunError
 from fairflare.models import initial_vector, vector_sha256
@@ -28,11 +28,11 @@ PLAN = plan(flexfair(penalty("sex", "equal_opportunity", 1.0)), rounds=4, min_si
 
 
 def begin(folder: Path, earlier: Path | None = None) -> Coordinator:
-    found = None
+    found = best = None
     if earlier is not None:
         record, model = read_checkpoint(earlier)
-        found = (record, model, record_sha256(record))
-    return Coordinator(PLAN, folder, Start("session", "local", software(), found))
+        found, best = (record, model, record_sha256(record)), read_best(earlier, record)
+    return Coordinator(PLAN, folder, Start("session", "local", software(), found, best))
 
 
 LOADERS = {**four(), "ember": lambda: hospital(30, 7)}

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from fairflare.engine.describe import record_sha256
 from fairflare.engine.local import run_local
 from fairflare.engine.messages import COUNTS, Message
-from fairflare.engine.objective import utilities
+from fairflare.engine.objective import Labels
 from fairflare.engine.store import model_file
 from fairflare.engine.verify import check_run, verify_run
 from fairflare.engine.verify_numbers import _loss_bounds, wrong_evaluation
@@ -27,7 +27,7 @@ from fairflare.fairness.groups import EvaluationSums, evaluation_length
 from fairflare.jobs import write_job
 from fairflare.presets import FEDAVG, flexfair, penalty
 from fairflare.record import MODEL_NAME, Session, read_record, write_record
-from tests.unit.engine.hospitals import four, plan
+from tests.unit.engine.hospitals import four, plan, several_labels
 
 Json = dict[str, Any]
 METHOD = flexfair(
@@ -125,14 +125,14 @@ def refill(one: Json, histogram: list[float]) -> None:
     bins = len(histogram)
     scores = [(place + 0.5) / bins for place in range(bins)]
     one["histogram"], one["count"] = histogram, sum(histogram)
-    one["score"] = sum(number * score for number, score in zip(histogram, scores, strict=True))
-    truth = [score if one["label"] else 1 - score for score in scores]
-    one["cross_entropy"] = sum(-number * math.log(p) for number, p in zip(histogram, truth, strict=True) if number)
+    one["value"] = sum(number * score for number, score in zip(histogram, scores, strict=True))
+    truth = [score if one["stratum"] else 1 - score for score in scores]
+    one["loss"] = sum(-number * math.log(p) for number, p in zip(histogram, truth, strict=True) if number)
 
 
 def perfect(one: Json) -> None:
     histogram = [0.0] * len(one["histogram"])
-    histogram[-1 if one["label"] else 0] = one["count"]
+    histogram[-1 if one["stratum"] else 0] = one["count"]
     refill(one, histogram)
 
 
@@ -146,14 +146,14 @@ def records_twice(data: Json) -> None:
     histogram = cells(data, attribute="all")[1]["histogram"]
     most = max(histogram)
     for one in cells(data):
-        if one["label"] == 1:
+        if one["stratum"] == 1:
             refill(one, [most * (place == histogram.index(most)) for place in range(len(histogram))])
             one["sites"] = 1.0
 
 
 def times_ten(data: Json) -> None:
     for one in data["final"]["test"]:
-        for name in ("count", "cross_entropy", "score"):
+        for name in ("count", "loss", "value"):
             one[name] *= 10
         one["histogram"] = [10 * number for number in one["histogram"]]
 
@@ -332,8 +332,8 @@ EDITS: dict[str, tuple[Callable[[Json], object], str]] = {
     "two groups with the same records": (records_twice, "FF-RUN-SUMS"),
     "ten times the test records": (times_ten, "FF-RUN-SUMS"),
     "half records": (halves, "FF-RUN-SUMS"),
-    "no loss at all": (lambda d: cell(d).update(cross_entropy=0.0), "FF-RUN-SUMS"),
-    "a larger loss": (lambda d: cell(d).update(cross_entropy=1e6), "FF-RUN-SUMS"),
+    "no loss at all": (lambda d: cell(d).update(loss=0.0), "FF-RUN-SUMS"),
+    "a larger loss": (lambda d: cell(d).update(loss=1e6), "FF-RUN-SUMS"),
     "a group's sites": (lambda d: cell(d).update(sites=0.5), "FF-RUN-SUMS"),
     "more sites than records": (lone, "FF-RUN-SUMS"),
     "a cell of another group": (lambda d: cell(d).update(group="x"), "FF-RUN-LAYOUT"),
@@ -345,8 +345,8 @@ EDITS: dict[str, tuple[Callable[[Json], object], str]] = {
     "a count": (lambda d: cell(d).update(count=cell(d)["count"] + 1), "FF-RUN-SUMS"),
     "a bin": (lambda d: shift(cell(d)["histogram"], 7, 1.0), "FF-RUN-SUMS"),
     "a record in another bin": (lambda d: moved(cell(d)["histogram"]), "FF-RUN-SUMS"),
-    "a sum of scores": (lambda d: cell(d, "validation").update(score=0.0), "FF-RUN-SUMS"),
-    "a loss below zero": (lambda d: cell(d).update(cross_entropy=-1.0), "FF-RUN-SUMS"),
+    "a sum of scores": (lambda d: cell(d, "validation").update(value=0.0), "FF-RUN-SUMS"),
+    "a loss below zero": (lambda d: cell(d).update(loss=-1.0), "FF-RUN-SUMS"),
     "more sites than took part": (lambda d: cell(d).update(sites=9.0), "FF-RUN-SUMS"),
     "records of no site": (lambda d: cell(d).update(sites=0.0), "FF-RUN-SUMS"),
     "a cell less": (lambda d: d["final"]["test"].pop(), "FF-RUN-LAYOUT"),
@@ -421,18 +421,18 @@ def test_a_dropout_in_lock_step_is_seen_in_the_step_that_it_missed(tmp_path: Pat
 
 @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 30.0, 1e3, 1e6])
 @pytest.mark.parametrize("minimum", [0, 5])
-def test_honest_sums_pass_however_sure_the_model_is(scale: float, minimum: int) -> None:
-    the_plan = plan(FEDAVG, minimum=minimum)
-    sizes = {one.name: len(one.values) for one in the_plan.attributes}
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_honest_sums_pass_however_sure_the_model_is(scale: float, minimum: int, kinds: int) -> None:
+    the_plan = plan(FEDAVG, minimum=minimum) if kinds == 2 else several_labels(kinds, minimum=minimum)
+    sizes, strata = the_plan.sizes, the_plan.task.strata
     random = np.random.default_rng(5)
-    total = EvaluationSums.from_vector(np.zeros(evaluation_length(sizes, 200)), sizes, 200)
+    total = EvaluationSums.from_vector(np.zeros(evaluation_length(sizes, 200, strata)), sizes, 200, strata)
     for _ in range(4):
-        labels = random.integers(0, 2, 90)
+        labels = random.integers(0, kinds, 90)
         groups = {name: random.integers(-1, size, 90) for name, size in sizes.items()}
-        logits = torch.from_numpy(random.normal(size=(90, 2)) * scale)
-        values = utilities(logits, torch.from_numpy(labels), math.inf)
-        score, loss = values["probability"].numpy(), values["cross_entropy"].numpy()
-        total = total + EvaluationSums.measure(score, loss, labels, groups, sizes, 200, minimum)
+        logits = torch.from_numpy(random.normal(size=(90, kinds)) * scale)
+        scores = Labels(kinds, torch.ones(kinds)).scores(logits, torch.from_numpy(labels), math.inf)
+        total = total + EvaluationSums.measure(scores.strata, groups, sizes, 200, minimum)
     session = Session(
         number=1, transport="local", started="", first_round=0, previous_record_sha256=None, roster=tuple(four()),
         join_refusals=(), records={**dict.fromkeys(COUNTS, 0.0), "test": 360.0},
@@ -446,7 +446,7 @@ def test_a_loss_lies_between_the_edges_of_its_bin(label: int) -> None:
     for score in [*scores, 0.0, 1.0 / bins, 0.5, 1 - 1.0 / bins]:
         histogram = np.zeros((2, bins))
         histogram[label, min(int(score * bins), bins - 1)] = 1
-        low, high = _loss_bounds(histogram)
+        low, high = _loss_bounds(plan(FEDAVG), histogram)
         truth = score if label else 1 - score
         loss = -math.log(truth) if truth else math.inf
         assert low[label] - 1e-12 <= loss <= high[label] + 1e-12
@@ -464,19 +464,19 @@ def test_more_records_in_the_groups_than_in_all(run: Path) -> None:
             place = int(np.argmax(one["histogram"]))
             one["histogram"][place] += 1
             one["count"] += 1
-            one["score"] += (place + 0.5) / len(one["histogram"])
+            one["value"] += (place + 0.5) / len(one["histogram"])
 
     change(run, edit)
     assert codes(run) == {"FF-RUN-SUMS"}
 
 
 def other_bytes(run: Path) -> None:
-    (file,) = run.glob(f"*.{MODEL_NAME}")
+    file = model_file(run, read_record(run).final.model_sha256)
     file.write_bytes(b"no model")
 
 
 def other_numbers(run: Path) -> None:
-    (file,) = run.glob(f"*.{MODEL_NAME}")
+    file = model_file(run, read_record(run).final.model_sha256)
     arrays = load_file(file)
     arrays[min(arrays)] = arrays[min(arrays)] + np.float32(1e-3)
     save_file(arrays, file)
