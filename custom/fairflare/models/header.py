@@ -23,9 +23,11 @@ _MAX_NUMBERS = 2**31
 #: Beginnings of files whose loading runs code: pickles from protocol 2 on, zip archives (torch), arrays of numpy.
 _PICKLES = (*(bytes((0x80, protocol)) for protocol in range(2, 6)), b"PK", b"\x93NUMPY")
 _TYPES = frozenset(
-    ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2", "I16", "U16", "F16", "BF16"]
-    + ["I32", "U32", "F32", "C64", "F64", "I64", "U64"]
-)
+    (
+        "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2", "I16", "U16", "F16", "BF16",
+        "I32", "U32", "F32", "C64", "F64", "I64", "U64",
+    )
+)  # fmt: skip
 _METADATA = "__metadata__"
 _COUNTER = "num_batches_tracked"
 

@@ -56,7 +56,8 @@ class UNet(nn.Module):
 class ProductHead(nn.Module):
     """SANet's head (Wei et al. 2021): three levels of a backbone, from shallow to deep, become one logit map.
 
-    Each level is brought to ``width`` channels and to the shallowest one's size. The shallow ones see edges but also
+    Each level is brought to ``width`` channels, normalised in groups of eight (the deepest map can be a single pixel,
+    so a group has to have several channels), and to the shallowest one's size. The shallow ones see edges but also
     much noise, so they only count where the deeper ones agree: the products deep, middle * deep and
     shallow * middle * deep stand side by side in front of the last convolution.
     """
@@ -64,7 +65,8 @@ class ProductHead(nn.Module):
     def __init__(self, levels: Sequence[int], width: int, outputs: int) -> None:
         super().__init__()
         self.levels = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(8, width), nn.ReLU()) for channels in levels
+            nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(width // 8, width), nn.ReLU())
+            for channels in levels
         )
         self.last = _last(3 * width, outputs)
 
