@@ -10,7 +10,8 @@
     |-- GateError         FF-GATE-*    something tried to leave a site that the release gate does not recognise
     |-- WireError         FF-WIRE-*    a message that does not have the form of this version
     |-- RoundError        FF-ROUND-*   a reply that is refused, a site that is missing, a quorum that is not met
-    `-- RunError          FF-RUN-*     a run, a record or a workspace that is incomplete or inconsistent
+    |-- RunError          FF-RUN-*     a run, a record or a workspace that is incomplete or inconsistent
+    `-- WeightsError      FF-WEIGHTS-* a file of weights that is absent, is another one, or does not fit the network
 
 A message may leave a site only as its code (see ``fairflare.flare.executor``): the text of ``got`` can hold local
 facts, although by rule never a patient's id, path or value.
@@ -94,3 +95,9 @@ class RunError(FairFlareError):
     """A run, a record or a workspace that is incomplete or inconsistent."""
 
     prefix = "FF-RUN-"
+
+
+class WeightsError(FairFlareError):
+    """A file of weights that is absent, is another one, is no such file, or does not fit the network."""
+
+    prefix = "FF-WEIGHTS-"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network classes themselves. Inputs are float32: (batch, features) or (batch, channels, height, width)."""
+"""Networks for records. Inputs are float32: (batch, features) or (batch, channels, height, width)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class Mlp(nn.Sequential):
@@ -47,11 +47,30 @@ class _OutOfPlaceBlock(BasicBlock):  # type: ignore[misc]
         return result
 
 
+class _OutOfPlaceBottleneck(Bottleneck):  # type: ignore[misc]
+    """The block of the deeper ResNets, with the shortcut added out of place as above."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, in, h, w) -> (batch, out, h / stride, w / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = torch.relu(self.bn2(self.conv2(out)))
+        result: torch.Tensor = torch.relu(self.bn3(self.conv3(out)) + shortcut)
+        return result
+
+
 def resnet18(channels: int, classes: int) -> nn.Module:
     """ResNet-18 (He et al. 2016) with GroupNorm(32) in place of BatchNorm (Wu and He 2018)."""
-    network = ResNet(
-        _OutOfPlaceBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=lambda width: nn.GroupNorm(32, width)
-    )
+    return _resnet(_OutOfPlaceBlock, (2, 2, 2, 2), channels, classes)
+
+
+def resnet50(channels: int, classes: int) -> nn.Module:
+    """ResNet-50 with GroupNorm(32), strides in the 3 x 3 convolutions; 23,512,130 parameters for RGB and two labels."""
+    return _resnet(_OutOfPlaceBottleneck, (3, 4, 6, 3), channels, classes)
+
+
+def _resnet(block: type[nn.Module], blocks: Sequence[int], channels: int, classes: int) -> nn.Module:
+    network = ResNet(block, list(blocks), num_classes=classes, norm_layer=lambda width: nn.GroupNorm(32, width))
     for module in network.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
