@@ -87,17 +87,25 @@ def _leaves(file: str) -> bool:
 
 
 @contextmanager
-def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
-    """An image as it is stored, not turned.
+def opened(source: Path | BinaryIO, *, single: bool = False) -> Iterator[Image.Image]:
+    """An image as it is stored, not turned; the first one, if the file holds several.
 
     Raises
     ------
     ValueError
-        If it has a size that is refused. Pillow raises ``OSError`` and others for broken files.
+        If it has a size that is refused, or with ``single`` is one of several. Pillow raises ``OSError`` and others for
+        broken files.
     """
+    if isinstance(source, Path):
+        # By its path, Pillow maps an uncompressed TIFF into memory, and scrambles one that is marked as turned.
+        with source.open("rb") as stream, opened(stream, single=single) as image:
+            yield image
+        return
     with Image.open(source, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError("more pixels than a camera takes")
+        if single and getattr(image, "n_frames", 1) != 1:
+            raise ValueError("several pictures, of which one would be chosen in silence")
         back = _BACK.get(_turned(image))
         image.load()
         yield image if back is None else image.transpose(back)

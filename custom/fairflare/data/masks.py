@@ -66,7 +66,7 @@ def decode_mask(path: Path, size: tuple[int, int], task: SegmentationTask) -> ND
         :class:`MaskSizeError`, :class:`MaskValueError`, or another for colours, for an alpha channel and for several
         pictures in one file. Pillow raises ``OSError`` and others for broken files.
     """
-    with opened(path) as image:
+    with opened(path, single=True) as image:
         if image.size != size:
             raise MaskSizeError("not the size of its image")
         grey = _grey(image)
@@ -85,8 +85,6 @@ def decode_mask(path: Path, size: tuple[int, int], task: SegmentationTask) -> ND
 def _grey(image: Image.Image) -> Image.Image:
     if image.mode not in _MODES or "transparency" in image.info:
         raise ValueError("not an 8-bit grey image without alpha")
-    if getattr(image, "n_frames", 1) != 1:
-        raise ValueError("several pictures, of which one would be chosen in silence")
     if image.mode in ("1", "L"):
         return image.convert("L")
     red, green, blue = image.convert("RGB").split()
