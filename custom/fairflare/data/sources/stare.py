@@ -12,9 +12,10 @@ probing of a matched filter response. IEEE Trans. Med. Imaging 19(3), 203-210 (2
 Takes the owner's folders after ``gunzip`` (``stare-images/im0001.ppm`` and ``labels-ah/im0001.ah.ppm``, or
 ``labels-vk/im0001.vk.ppm``) or a folder with ``metadata.csv`` (columns ``id, image, mask, split``) and the files that
 it names. Of the owner's two observers A. Hoover (``ah``) is taken, as in most papers, and V. Kouznetsova (``vk``) only
-where there is no folder ``labels-ah``: more thin vessels are marked there, so results on the two cannot be compared. Each
-image counts as another person. There is no official split: as in the FlexFair paper the test has 5 images, the last
-ones by name; validation is the last three of the other 15.
+where there is no folder ``labels-ah``: more thin vessels are marked there, and results on the two cannot be compared.
+With ``metadata.csv`` the masks are those that it names. Each image counts as another person. There is no official
+split: as in the FlexFair paper the test has 5 images, the last ones by name; validation is the last three of the
+other 15.
 """
 
 from __future__ import annotations
