@@ -35,12 +35,15 @@ class Entry(StrictModel):
 
     ``manifest`` is the CSV file (``fairflare.data.manifest``), ``root`` the folder that its column ``file``
     is relative to (``null`` for tables), ``opt_out`` a text file of ids or patients that must never be used
-    (``null``: there is none).
+    (``null``: there is none). ``public``: declared public, so models may be pretrained on it and the salted list of
+    its members published (``fairflare.data.members``). It is the only field with a default: an entry that does not say
+    that it is public, such as one written before there was this field, is not.
     """
 
     manifest: str
     root: str | None
     opt_out: str | None
+    public: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Entry:

@@ -118,7 +118,9 @@ def _print_table(console: Console, found: dict[str, list[Finding]], errors: int)
 
 @app.command("import")
 def import_(
-    name: Annotated[str, typer.Argument(metavar="SOURCE", help="uci_heart or ham10000.")],
+    name: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="uci_heart, ham10000, chase_db1, drive, stare or fundus.")
+    ],
     source: Annotated[Path, typer.Option("--from", help="Folder of the data set as it was fetched.")],
     to: Annotated[Path, typer.Option("--to", help="Folder for the manifests and the catalogue.")],
     subset: Annotated[bool, typer.Option("--subset", help="Only its small, balanced part (ham10000).")] = False,

@@ -15,19 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from fairflare.data.images import Progress, inspect_images, locate
-from fairflare.data.manifest import (
-    MISSING,
-    SPLITS,
-    Manifest,
-    file_defects,
-    image_root,
-    read_manifest,
-    row_defects,
-)
+from fairflare.data.files import find, image_defects, image_root, mask_defects, place_defects
+from fairflare.data.images import Progress, inspect_images
+from fairflare.data.manifest import MISSING, SPLITS, Manifest, read_manifest, row_defects
+from fairflare.data.masks import load_masks
 from fairflare.data.table import count
 from fairflare.errors import DataError
-from fairflare.plan import ImageInput, Plan
+from fairflare.plan import ImageInput, Plan, SegmentationTask
 from fairflare.policy import Entry
 
 Severity = Literal["error", "warning", "info"]
@@ -53,7 +47,7 @@ def check(plan: Plan, entry: Entry, progress: Progress | None = None) -> list[Fi
     entry
         Where the data lie.
     progress
-        Called with (images read, all images) now and then.
+        Called with (images read, all images) now and then; for segmentation, then with masks.
 
     Returns
     -------
@@ -68,6 +62,8 @@ def check(plan: Plan, entry: Entry, progress: Progress | None = None) -> list[Fi
     found = [_error(problem) for problem in row_defects(plan, manifest)]
     if isinstance(plan.task.input, ImageInput) and root is not None:
         found += _images(plan.task.input, manifest, root, progress)
+        if isinstance(plan.task, SegmentationTask):
+            found += _masks(plan.task, manifest, root, progress)
     else:
         found += _copies(_rows(manifest), manifest)
     found += _sizes(manifest)
@@ -82,15 +78,39 @@ def _error(problem: DataError) -> Finding:
 
 
 def _images(size: ImageInput, manifest: Manifest, root: Path, progress: Progress | None) -> Iterator[Finding]:
-    located, outside, missing = locate(root, manifest.table.columns["file"])
-    there = [at for at, path in enumerate(located) if path is not None]
-    hashes = inspect_images([path for path in located if path is not None], size, progress)
-    for problem in file_defects(outside, missing, sum(content is None for content in hashes)):
+    found = find(root, "file", manifest.table.columns["file"])
+    there = [at for at, path in enumerate(found.paths) if path is not None]
+    hashes = inspect_images([path for path in found.paths if path is not None], size, progress)
+    for problem in (*place_defects(found), *image_defects(sum(content is None for content in hashes))):
         yield _error(problem)
     content: list[Hashable] = [None] * len(manifest)
     for at, value in zip(there, hashes, strict=True):
         content[at] = value
     yield from _copies(content, manifest)
+
+
+def _masks(task: SegmentationTask, manifest: Manifest, root: Path, progress: Progress | None) -> Iterator[Finding]:
+    """Defects of masks; those of pairs of which both files are there are looked into."""
+    images = find(root, "file", manifest.table.columns["file"]).paths
+    found = find(root, "mask", manifest.table.columns["mask"])
+    pairs = [
+        (image, mask, split)
+        for image, mask, split in zip(images, found.paths, manifest.splits, strict=True)
+        if image is not None and mask is not None
+    ]
+    masks, defects = load_masks([pair[0] for pair in pairs], [pair[1] for pair in pairs], task, progress)
+    for problem in (*place_defects(found), *mask_defects(task, defects)):
+        yield _error(problem)
+    if any((defects.unreadable, defects.sizes, defects.values)):
+        return  # a mask with a defect is empty here, and already told
+    training = masks[[split == 0 for _, _, split in pairs]]
+    if empty := int((~training.any(axis=(1, 2))).sum()):
+        yield Finding(
+            "warning",
+            "FF-DATA-MASK-EMPTY",
+            f"{empty} of {count(len(training), 'training mask')} without any pixel but {task.labels[0]}",
+            "nothing, if there is nothing to be found in these images; or correct the masks",
+        )
 
 
 def _rows(manifest: Manifest) -> list[Hashable]:
@@ -140,24 +160,26 @@ def _sizes(manifest: Manifest) -> Iterator[Finding]:
 
 def _groups(plan: Plan, manifest: Manifest) -> Iterator[Finding]:
     """Missing share and absent groups of each attribute; then its small cells, one finding for each split."""
-    for attribute in plan.attributes:
-        group = manifest.groups[attribute.name]
-        yield from _missing(f"attribute '{attribute.name}'", int((group == MISSING).sum()), len(manifest))
-        here = [(value, word) for value, word in enumerate(attribute.values) if (group == value).any()]
-        if absent := [word for value, word in enumerate(attribute.values) if (value, word) not in here]:
-            text = f"attribute '{attribute.name}': no record with {', '.join(absent)}"
+    # Segmentation has one cell for each group: every image can show every label.
+    labels = list(enumerate(plan.task.labels)) if plan.task.kind == "classification" else [(0, "")]
+    for attribute, words in plan.groups.items():
+        group = manifest.groups[attribute]
+        yield from _missing(f"attribute '{attribute}'", int((group == MISSING).sum()), len(manifest))
+        here = [(value, word) for value, word in enumerate(words) if (group == value).any()]
+        if absent := [word for value, word in enumerate(words) if (value, word) not in here]:
+            text = f"attribute '{attribute}': no record with {', '.join(absent)}"
             yield Finding("info", "FF-DATA-ABSENT-GROUP", text, "nothing, if this is so at this hospital")
         for at, split in enumerate(SPLITS):
             small = []
-            for (value, word), (label, name) in product(here, enumerate(plan.task.labels)):
+            for (value, word), (label, name) in product(here, labels):
                 size = int(((group == value) & (manifest.labels == label) & (manifest.splits == at)).sum())
                 if size < plan.cells.minimum:
-                    small.append(f"{word}/{name} {size}")
+                    small.append(f"{word}/{name} {size}" if name else f"{word} {size}")
             if small:
                 yield Finding(
                     "warning",
                     "FF-DATA-SMALL-CELL",
-                    f"{split}, '{attribute.name}': cells under {plan.cells.minimum} records: {', '.join(small)}",
+                    f"{split}, '{attribute}': cells under {plan.cells.minimum} records: {', '.join(small)}",
                     "nothing to correct: this site sends zeros for these cells until it has more records",
                 )
 

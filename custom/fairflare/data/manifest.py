@@ -6,16 +6,17 @@ column                  cell
 ======================  ====================================================================================
 ``id``                  the record's own name, each once
 ``patient``             who (or which lesion) it comes from; all records of one patient stand in one split
-``label``               a word of the plan's ``task.labels``
+``label``               a word of the plan's ``task.labels`` (classification)
 ``split``               ``training``, ``validation`` or ``test``
 ``file`` (images)       path relative to the catalogue's root folder, which it may not leave
+``mask`` (segmentation) path of the image's mask, below the same folder
 each feature (tables)   a decimal number, or empty for "not measured"
 each attribute          a word of its vocabulary (a decimal number if it has ``edges``), or empty: not known
 ======================  ====================================================================================
 
-Other columns are allowed and ignored. Whoever is named in the opt-out file (``fairflare.data.opt_out``) is left out
-before anything else is looked at; an ``id`` or ``patient`` that no opt-out file could hold is refused. Refusals count
-rows; they never repeat a cell.
+Other columns are allowed and ignored. An intersection of attributes has no column: it follows from theirs. Whoever is
+named in the opt-out file (``fairflare.data.opt_out``) is left out before anything else is looked at; an ``id`` or
+``patient`` that no opt-out file could hold is refused. Refusals count rows; they never repeat a cell.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairflare.data.images import load_images, locate
+from fairflare.data.files import load_files
 from fairflare.data.opt_out import is_plain_name, normal, read_opt_outs, verify_found
 from fairflare.data.table import Table, codes, count, numbers, read_table
 from fairflare.errors import DataError
@@ -53,9 +54,11 @@ class Records:
         Tables: float32 (n, 2 F), first the F scaled values ``(x - center) / scale`` (0 where missing), then F
         times 1 for "known" or 0. Images: uint8 (n, channels, height, width).
     labels
-        int64 (n,): 0 or 1, the place in the plan's ``task.labels``.
+        int64 (n,): the place in the plan's ``task.labels``; zeros for segmentation.
     groups
-        Attribute -> int64 (n,): the place in its ``values``, -1 where missing.
+        Attribute, then intersection -> int64 (n,): the place in ``plan.groups``, -1 where missing.
+    masks
+        Segmentation: uint8 (n, height, width), the place in ``task.labels`` of each pixel; ``None`` for classification.
     """
 
     inputs: NDArray[Any]
@@ -69,7 +72,8 @@ class Records:
     def take(self, index: Integers) -> Records:
         """The records at these places, in this order."""
         groups = {name: group[index] for name, group in self.groups.items()}
-        return Records(self.inputs[index], self.labels[index], groups)
+        masks = None if self.masks is None else self.masks[index]
+        return Records(self.inputs[index], self.labels[index], groups, masks)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,9 +95,10 @@ class Manifest:
     table
         Its cells as text, without the records that were opted out.
     splits, labels
-        int64 (n,): place in :data:`SPLITS` and in the plan's labels, :data:`UNKNOWN` for any other word.
+        int64 (n,): place in :data:`SPLITS` and in the plan's labels, :data:`UNKNOWN` for any other word; labels are
+        zeros for segmentation.
     groups
-        Attribute -> int64 (n,), :data:`MISSING` or :data:`UNKNOWN` where there is no group.
+        Attribute, then intersection -> int64 (n,), :data:`MISSING` or :data:`UNKNOWN` where there is no group.
     values, wrong
         Features (n, F): scaled, NaN where missing; and which cells are no finite number. F is 0 for images.
     opted_out, opt_out_lines, opt_out_unmatched
@@ -126,15 +131,14 @@ def load(plan: Plan, entry: Entry) -> SiteData:
     for defect in row_defects(plan, manifest):
         raise defect
     places = [np.flatnonzero(manifest.splits == split) for split in range(len(SPLITS))]
-    inputs: Sequence[NDArray[Any]]
+    loaded: Sequence[tuple[NDArray[Any], NDArray[np.uint8] | None]]
     if isinstance(plan.task.input, ImageInput):
-        files = manifest.table.columns["file"]
-        inputs = _images(plan.task.input, entry, [[files[at] for at in part.tolist()] for part in places])
+        loaded = load_files(plan, plan.task.input, entry, manifest.table.columns, places)
     else:
-        inputs = [_table_inputs(manifest.values[part]) for part in places]
+        loaded = [(_table_inputs(manifest.values[part]), None) for part in places]
     training, validation, test = (
-        Records(part, manifest.labels[at], {name: group[at] for name, group in manifest.groups.items()})
-        for part, at in zip(inputs, places, strict=True)
+        Records(inputs, manifest.labels[at], {name: group[at] for name, group in manifest.groups.items()}, masks)
+        for (inputs, masks), at in zip(loaded, places, strict=True)
     )
     return SiteData(training, validation, test, manifest.opted_out)
 
@@ -144,7 +148,11 @@ def needed_columns(plan: Plan) -> tuple[str, ...]:
     kind = plan.task.input
     features = [] if isinstance(kind, ImageInput) else [feature.name for feature in kind.features]
     named = [*features, *(attribute.name for attribute in plan.attributes)]
-    own = RESERVED if isinstance(kind, ImageInput) else RESERVED[:-1]
+    if plan.task.kind == "segmentation":
+        unused = {"label"}
+    else:
+        unused = {"mask"} if isinstance(kind, ImageInput) else {"mask", "file"}
+    own = [name for name in RESERVED if name not in unused]
     return tuple(dict.fromkeys([*own, *named]))
 
 
@@ -162,14 +170,32 @@ def read_manifest(plan: Plan, entry: Entry) -> Manifest:
     return Manifest(
         table=table,
         splits=codes(table.columns["split"], SPLITS, UNKNOWN, UNKNOWN),
-        labels=codes(table.columns["label"], plan.task.labels, UNKNOWN, UNKNOWN),
-        groups={attribute.name: _group(table, attribute) for attribute in plan.attributes},
+        labels=_labels(plan, table),
+        groups=_groups(plan, table),
         values=values,
         wrong=wrong,
         opted_out=len(kept) - table.rows,
         opt_out_lines=len(names),
         opt_out_unmatched=len(names - present),
     )
+
+
+def _labels(plan: Plan, table: Table) -> Integers:
+    if plan.task.kind == "segmentation":
+        return np.zeros(table.rows, dtype=np.int64)
+    return codes(table.columns["label"], plan.task.labels, UNKNOWN, UNKNOWN)
+
+
+def _groups(plan: Plan, table: Table) -> dict[str, Integers]:
+    groups = {attribute.name: _group(table, attribute) for attribute in plan.attributes}
+    for crossed in plan.intersections:
+        place = np.zeros(table.rows, dtype=np.int64)
+        unknown = np.zeros(table.rows, dtype=np.bool_)
+        for name in crossed.of:  # the last attribute changes fastest, as in plan.groups
+            place = place * len(plan.attribute(name).values) + groups[name]
+            unknown |= groups[name] < 0
+        groups[crossed.name] = np.where(unknown, MISSING, place)
+    return groups
 
 
 def _group(table: Table, attribute: Attribute) -> Integers:
@@ -266,45 +292,3 @@ def _feature_defects(plan: Plan, wrong: NDArray[np.bool_]) -> Iterator[DataError
 
 def _defect(code: str, got: str, expected: str) -> DataError:
     return DataError(f"FF-DATA-{code}", got=got, expected=expected, next_step="correct these rows in the manifest")
-
-
-def image_root(entry: Entry) -> Path:
-    """The folder that images lie in; raises :class:`DataError` if the catalogue names none."""
-    if entry.root is None:
-        raise DataError(
-            "FF-DATA-ROOT",
-            got="a catalogue entry without a root folder, for a plan that trains on images",
-            expected="the absolute path of the folder that the column 'file' is relative to",
-            next_step="write 'root' into this entry of the catalogue",
-        )
-    return Path(entry.root)
-
-
-def file_defects(outside: int, missing: int, unreadable: int) -> Iterator[DataError]:
-    """Refusals for so many files that may not be opened, are not there, or are no images."""
-    if outside:
-        got = f"{count(outside, 'row')} with a 'file' that leaves the root folder"
-        expected = "relative paths without '..', and no symbolic link to the outside"
-        yield _defect("FILE-OUTSIDE", got, expected)
-    if missing:
-        got = f"{count(missing, 'row')} with a 'file' that is empty or not there"
-        yield _defect("FILE-MISSING", got, "a file below the root folder, with exactly this name")
-    if unreadable:
-        yield DataError(
-            "FF-DATA-IMAGE",
-            got=f"{count(unreadable, 'file')} that cannot be read as an image",
-            expected="complete JPEG, PNG, TIFF, BMP, PPM, WebP or GIF files with 8 bits per channel",
-            next_step="export these images again; 'fairflare data check' finds all that is wrong",
-        )
-
-
-def _images(size: ImageInput, entry: Entry, files: Sequence[Sequence[str]]) -> list[NDArray[np.uint8]]:
-    root = image_root(entry)
-    located = [locate(root, part) for part in files]
-    outside, missing = sum(part[1] for part in located), sum(part[2] for part in located)
-    for defect in file_defects(outside, missing, 0):
-        raise defect
-    loaded = [load_images([path for path in paths if path is not None], size) for paths, _, _ in located]
-    for defect in file_defects(0, 0, sum(unreadable for _, unreadable in loaded)):
-        raise defect
-    return [pixels for pixels, _ in loaded]

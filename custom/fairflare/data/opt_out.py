@@ -77,9 +77,9 @@ def verify_found(names: Collection[str], present: Collection[str]) -> None:
         ``FF-DATA-OPT-OUT`` for names that differ from a row's only by capitals, spaces, the width of letters or a
         remark after ``#``. Other names without a row are of people that this data set does not have.
     """
-    alike = {_loose(name) for name in present}
+    alike = {loose(name) for name in present}
     unmatched = [name for name in names if name not in present]
-    near = sum(not alike.isdisjoint((_loose(name), _loose(_REMARK.sub("", name)))) for name in unmatched)
+    near = sum(not alike.isdisjoint((loose(name), loose(_REMARK.sub("", name)))) for name in unmatched)
     if near:
         raise DataError(
             "FF-DATA-OPT-OUT",
@@ -90,5 +90,6 @@ def verify_found(names: Collection[str], present: Collection[str]) -> None:
         )
 
 
-def _loose(name: str) -> str:
+def loose(name: str) -> str:
+    """``name`` without what people write differently: capitals, spaces, the width of letters."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())

@@ -8,6 +8,8 @@ Nobody is described: the records are drawn, and show what fairness methods are f
   than everybody else's: other features, or another mark in the image. A model that minimises the mean loss
   learns these signs late and weakly, which leaves a clear gap between the groups, although what would close it is in
   the data (``test_tables_are_learnable_and_unequal`` measures both).
+* For segmentation, the minority's shapes have less contrast; without attributes, those of the last hospital do.
+* Of more than two labels, the record's sign decides which one it is, as with the stages of a disease.
 * Some attributes and some features are missing; some patients have several records.
 
 Everything follows from the seed, through one generator for each hospital.
@@ -15,18 +17,21 @@ Everything follows from the seed, through one generator for each hospital.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairflare.data.manifest import SPLITS, needed_columns
 from fairflare.data.synthetic_images import write_image
+from fairflare.data.synthetic_masks import write_pair
 from fairflare.data.table import write_table
 from fairflare.errors import DataError
-from fairflare.plan import Attribute, ImageInput, Plan, TableInput
+from fairflare.plan import Attribute, ImageInput, Plan, SegmentationTask, TableInput
 from fairflare.policy import DataCatalog, Entry, is_site_name, write_catalog
 from fairflare.seeds import generator
 
@@ -38,6 +43,8 @@ FEATURE_MISSING = 0.04
 SIGNAL = 4.0
 #: Smallest and largest share of the minority at a hospital.
 MINORITY = (0.20, 0.34)
+#: Contrast of the shapes of those whose images are hard to read, where everybody else's is 1.
+FAINT = 0.25
 #: How much of its strength a sign has in the group whose label does not follow it.
 QUIET = 0.8
 
@@ -54,6 +61,7 @@ class _Hospital:
     minority: NDArray[np.bool_]
     patients: NDArray[np.int64]
     splits: NDArray[np.int64]
+    contrast: Floats  # (n,), of the shapes in an image for segmentation, 1 at its best
 
 
 def write_hospitals(folder: Path, plan: Plan, sites: Sequence[str], records: int, seed: int) -> DataCatalog:
@@ -93,7 +101,7 @@ def write_hospitals(folder: Path, plan: Plan, sites: Sequence[str], records: int
         home.mkdir(parents=True, exist_ok=True)
         rng = generator(seed, "synthetic", site)
         size = _size(records, place, len(sites))
-        rows = _rows(plan, site, _hospital(plan, size, rng), home, rng)
+        rows = _rows(plan, site, _hospital(plan, size, place / max(len(sites) - 1, 1), rng), home, rng)
         write_table(home / "manifest.csv", columns, rows)
         root = str(home) if isinstance(plan.task.input, ImageInput) else None
         entries[site] = {plan.task.data_set: Entry(manifest=str(home / "manifest.csv"), root=root, opt_out=None)}
@@ -107,7 +115,7 @@ def _size(records: int, place: int, sites: int) -> int:
     return round(records * (1.4 - 0.8 * place / (sites - 1))) if sites > 1 else records
 
 
-def _hospital(plan: Plan, size: int, rng: np.random.Generator) -> _Hospital:
+def _hospital(plan: Plan, size: int, place: float, rng: np.random.Generator) -> _Hospital:
     groups = {attribute.name: _group(size, len(attribute.values), rng) for attribute in plan.attributes}
     minority = np.zeros(size, dtype=np.bool_)
     if plan.attributes:
@@ -117,13 +125,22 @@ def _hospital(plan: Plan, size: int, rng: np.random.Generator) -> _Hospital:
         minority = groups[first] == last
     signs = rng.normal(rng.normal(0.0, 0.25, size=2), 1.0, size=(size, 2))
     odds = SIGNAL * np.where(minority, signs[:, 1], signs[:, 0]) + rng.uniform(-0.8, 0.8)
+    cuts = _cuts(len(plan.task.labels) if plan.task.kind == "classification" else 2)
     signs[~minority, 1] *= QUIET
     signs[minority, 0] *= QUIET
-    labels = (rng.random(size) < 1.0 / (1.0 + np.exp(-odds))).astype(np.int64)
+    labels = (rng.random((size, 1)) < 1.0 / (1.0 + np.exp(cuts - odds[:, None]))).sum(axis=1, dtype=np.int64)
     patients = np.cumsum(
         rng.random(size) > 0.1, dtype=np.int64
     )  # one in ten records belongs to the patient of the one before
-    return _Hospital(signs, labels, groups, minority, patients, _splits(patients, rng))
+    faint = minority if plan.attributes else np.full(size, place == 1.0)
+    contrast = np.where(faint, FAINT, 1.0) * (1.0 - 0.1 * place)
+    return _Hospital(signs, labels, groups, minority, patients, _splits(patients, rng), contrast)
+
+
+def _cuts(labels: int) -> Floats:
+    """Log-odds at which one label goes over into the next, as stages of a disease do; for two labels it is 0."""
+    drawn = NormalDist(0.0, math.hypot(SIGNAL, math.pi / math.sqrt(3.0)))  # about: of the signs and of the draw
+    return np.array([drawn.inv_cdf(place / labels) for place in range(1, labels)])
 
 
 def _group(size: int, values: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -145,18 +162,21 @@ def _rows(plan: Plan, site: str, hospital: _Hospital, home: Path, rng: np.random
     columns: dict[str, list[str]] = {
         "id": [f"{site}-{at:06d}" for at in range(size)],
         "patient": [f"{site}-p{patient:06d}" for patient in hospital.patients],
-        "label": [plan.task.labels[label] for label in hospital.labels],
         "split": [SPLITS[split] for split in hospital.splits],
     }
     # Attributes after features: where both have the same name, the attribute's numbers are the ones that count.
-    columns |= _files(kind, hospital, home, rng) if isinstance(kind, ImageInput) else _features(kind, hospital, rng)
+    if isinstance(plan.task, SegmentationTask):
+        columns |= _pairs(plan.task, hospital, home, rng)
+    else:
+        columns["label"] = [plan.task.labels[label] for label in hospital.labels]
+        columns |= _files(kind, hospital, home, rng) if isinstance(kind, ImageInput) else _features(kind, hospital, rng)
     for attribute in plan.attributes:
         cells = _cells(attribute, hospital.groups[attribute.name], rng)
         columns[attribute.name] = _with_gaps(cells, ATTRIBUTE_MISSING, rng)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _features(kind: TableInput, hospital: _Hospital, rng: np.random.Generator) -> Mapping[str, list[str]]:
+def _features(kind: TableInput, hospital: _Hospital, rng: np.random.Generator) -> dict[str, list[str]]:
     """Raw values: features with an even place show everybody's sign, the others the minority's."""
     shift = rng.normal(0.0, 0.2, size=len(kind.features))
     columns = {}
@@ -168,13 +188,23 @@ def _features(kind: TableInput, hospital: _Hospital, rng: np.random.Generator) -
     return columns
 
 
-def _files(kind: ImageInput, hospital: _Hospital, home: Path, rng: np.random.Generator) -> Mapping[str, list[str]]:
+def _files(kind: ImageInput, hospital: _Hospital, home: Path, rng: np.random.Generator) -> dict[str, list[str]]:
     (home / "images").mkdir(exist_ok=True)
     light = rng.uniform(-15.0, 15.0, size=kind.channels)
     files = [f"images/{at:06d}.png" for at in range(len(hospital.labels))]
     for file, signs in zip(files, hospital.signs, strict=True):
         write_image(home / file, kind, (float(signs[0]), float(signs[1])), light, rng)
     return {"file": files}
+
+
+def _pairs(task: SegmentationTask, hospital: _Hospital, home: Path, rng: np.random.Generator) -> dict[str, list[str]]:
+    for name in ("images", "masks"):
+        (home / name).mkdir(exist_ok=True)
+    light = rng.uniform(-20.0, 20.0, size=task.input.channels)
+    names = [f"{at:06d}.png" for at in range(len(hospital.labels))]
+    for name, contrast in zip(names, hospital.contrast.tolist(), strict=True):
+        write_pair(home / "images" / name, home / "masks" / name, task, contrast, light, rng)
+    return {"file": [f"images/{name}" for name in names], "mask": [f"masks/{name}" for name in names]}
 
 
 def _cells(attribute: Attribute, group: NDArray[np.int64], rng: np.random.Generator) -> list[str]:

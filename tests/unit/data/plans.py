@@ -43,8 +43,10 @@ def plan_dict(kind: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         "name": "data_layer_test",
         "task": {"kind": "classification", "data_set": "demo", "labels": ["absent", "present"], "input": kind},
         "attributes": [SEX, AGE],
+        "intersections": [],
         "cells": {"minimum": 2, "sites": 1},
         "model": {"name": "mlp", "hidden": [16]} if table else {"name": "cnn", "widths": [8, 16]},
+        "start": {"kind": "seed"},
         "training": {
             "rounds": 2,
             "work": {"unit": "epochs", "amount": 1},
@@ -57,6 +59,7 @@ def plan_dict(kind: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         "method": {"name": "fedavg"},
         "protection": {"update": "none", "statistics": "none"},
         "differential_privacy": None,
+        "consents": [],
         "federation": {"min_sites": 1, "task_timeout_seconds": 60.0, "max_missed": 1},
         "evaluation": {"score_bins": 200, "threshold": "half"},
     }
@@ -65,6 +68,19 @@ def plan_dict(kind: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 def make_plan(kind: Mapping[str, Any], **changes: Any) -> Plan:
     return parse_plan(json.dumps(plan_dict(kind, **changes)))
+
+
+def segmentation_plan(
+    kind: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = ("background", "vessel"),
+    values: Sequence[int] = (0, 255),
+    **changes: Any,
+) -> Plan:
+    kind = kind or image_input(3, 16, 32)
+    task = {"kind": "segmentation", "data_set": "demo", "labels": labels, "mask_values": values, "input": kind}
+    data = plan_dict(kind, task=task, model={"name": "unet", "widths": [8, 16]})
+    data["training"]["class_weights"] = [1.0] * len(labels)
+    return parse_plan(json.dumps({**data, **changes}))
 
 
 def good_rows() -> list[Row]:
@@ -79,6 +95,7 @@ def good_rows() -> list[Row]:
                 "label": "present" if at % 2 else "absent",
                 "split": split,
                 "file": f"{SECRET_VALUE}-{at}.png",
+                "mask": f"{SECRET_VALUE}-mask-{at}.png",
                 "heart_rate": f"{60 + at}",
                 "pressure": f"{120.5 + at}",
                 "sex": "female" if at < 3 else "male",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from fairflare.data.sources import ham10000, uci_heart
+from fairflare.data.sources import chase_db1, drive, fundus, ham10000, stare, uci_heart
 from fairflare.policy import DataCatalog
 
 
@@ -26,7 +26,14 @@ class Converter(Protocol):
         ...
 
 
-SOURCES: dict[str, Converter] = {"uci_heart": uci_heart.convert, "ham10000": ham10000.convert}
+SOURCES: dict[str, Converter] = {
+    "uci_heart": uci_heart.convert,
+    "ham10000": ham10000.convert,
+    "chase_db1": chase_db1.convert,
+    "drive": drive.convert,
+    "stare": stare.convert,
+    "fundus": fundus.convert,
+}
 """Name of a public data set -> its converter."""
 
 __all__ = ["SOURCES", "Converter"]

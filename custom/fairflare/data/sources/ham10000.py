@@ -47,7 +47,8 @@ def convert(source: Path, out: Path, *, subset: bool = False) -> DataCatalog:
         if cells["sha256"] not in seen:
             seen.add(cells["sha256"])
             rows[cells["site"]].append(_row(cells, subset))
-    return write_sites(out, DATA_SET, COLUMNS, {site: part for site, part in rows.items() if part}, source)
+    rows = {site: part for site, part in rows.items() if part}
+    return write_sites(out, DATA_SET, COLUMNS, rows, dict.fromkeys(rows, source))
 
 
 def _row(cells: dict[str, str], subset: bool) -> Row:

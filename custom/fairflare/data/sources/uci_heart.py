@@ -22,7 +22,7 @@ import csv
 import hashlib
 from pathlib import Path
 
-from fairflare.data.sources.writing import Row, write_sites
+from fairflare.data.sources.writing import Row, refuse_subset, write_sites
 from fairflare.data.table import number
 from fairflare.errors import DataError
 from fairflare.policy import DataCatalog
@@ -41,15 +41,9 @@ _ZERO_IS_MISSING = ("trestbps", "chol")
 
 def convert(source: Path, out: Path, *, subset: bool = False) -> DataCatalog:
     """Convert the folder ``source`` with the four original files; see the module's docstring."""
-    if subset:
-        raise DataError(
-            "FF-DATA-SUBSET",
-            got="a subset of uci_heart, which has none",
-            expected="the whole data set: it is small",
-            next_step="leave the option out",
-        )
+    refuse_subset("uci_heart", subset)
     rows = {site: _site(site, source / f"processed.{site}.data") for site in SITES}
-    return write_sites(out, DATA_SET, COLUMNS, rows, None)
+    return write_sites(out, DATA_SET, COLUMNS, rows, {})
 
 
 def _site(site: str, path: Path) -> list[Row]:
