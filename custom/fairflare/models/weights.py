@@ -101,7 +101,7 @@ def find_weights(folder: Path | None, sha256: str) -> Path:
             next_step="write the hash as sha256sum prints it",
         )
     path = None if folder is None else folder / f"{sha256}.safetensors"
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):  # Path.is_file raises where the folder may not be read
         raise WeightsError(
             "FF-WEIGHTS-MISSING",
             got=f"no folder of weights, for a start from the file {sha256}" if folder is None else f"no file {sha256}",
