@@ -185,7 +185,7 @@ def test_without_attributes_the_last_hospital_is_faint(tmp_path: Path) -> None:
     assert 5 < means[2] < 25
 
 
-def test_the_first_label_of_a_mask_is_in_every_picture(tmp_path: Path) -> None:
+def test_every_label_is_in_nearly_every_picture(tmp_path: Path) -> None:
     plan = PLANS["segmentation_grey_of_many"]
     catalog = write_hospitals(tmp_path, plan, SITES[:1], records=30, seed=3)
     masks = load(plan, catalog.entry("site-1", "demo")).training.masks
