@@ -1,2 +1,5 @@
 """stub"""
-def model_card(record, digest): return "card"
+
+
+def model_card(record, digest):
+    return "card"
