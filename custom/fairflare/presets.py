@@ -143,7 +143,7 @@ def skin(name: str, method: Json, seed: int = 0) -> Plan:
 def fundus(name: str, method: Json, seed: int = 0) -> Plan:
     """Retinal vessels in fundus images; three public data sets as hospitals, which are the only groups."""
     optimizer = {
-        "name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+        "name": "adamw", "lr": 2e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
         "weight_decay": 1e-2, "state": "keep",
     }  # fmt: skip
     plan = {
