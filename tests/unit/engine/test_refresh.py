@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_lagged_statistics_ride_with_the_update_and_act_one_round_later(tmp_path
     assert tasks(seen) == [("join", 0), *(("train_alone", r) for r in range(5)), ("evaluate", 5), ("finish", 5)]
     alone = [one for one in seen if one[0].task == "train_alone"]
     assert not alone[0][0].vectors["totals"].any()
-    for before, after in zip(alone, alone[1:], strict=False):
+    for before, after in itertools.pairwise(alone):
         assert np.array_equal(before[1]["risk_sums"], after[0].vectors["totals"])
         assert before[1]["risk_sums"].any()
     assert all(set(line.participants) == {"train_alone"} and line.penalties for line in record.rounds)
