@@ -92,8 +92,8 @@ def round_lines(event: dict[str, Any], left: str) -> list[str]:
     ]
     if event["at_bound"]:
         parts.append(f"{event['at_bound']:.0f} weights at their bound")
-    if event["collapse"]:
-        parts.append(f"its first model learnt nothing ({event['collapse'].replace('_', ' ')})")
+    if event["collapse"] and event["round"]:  # of the model that was drawn nobody expects more
+        parts.append(f"its first model has learnt nothing ({event['collapse'].replace('_', ' ')})")
     lines = [" | ".join([*parts, left] if left else parts)]
     for attribute, found in groups.items():
         losses = [loss for _, loss in found]
