@@ -11,10 +11,12 @@ import pytest
 
 from fairflare import presets
 from fairflare.engine.local import answer, run_local
+from fairflare.engine.messages import JOIN, Message
 from fairflare.engine.server import Coordinator, Start
 from fairflare.engine.site import Site
+from fairflare.engine.store import read_model
 from fairflare.engine.verify import verify_run
-from fairflare.fairness.groups import pack, unpack
+from fairflare.fairness.groups import exchanged, pack, unpack
 from tests.unit.engine.hospitals import four, plan
 
 FAIR = (presets.penalty("sex", "equalized_odds", 2.0), presets.penalty("hospital", "equal_accuracy", 1.0))
@@ -91,7 +93,7 @@ def test_a_lagged_round_of_unchanged_totals_is_the_measured_one(tmp_path):
 
 def own_part(site, the_plan, model, folder):
     twin = Site(site.name, the_plan, four()[site.name], folder / "twins" / site.name)
-    twin._join(type("M", (), {"session": "s"})())
+    twin.handle(Message(JOIN, 0, 0, "s", the_plan.sha256))
     twin._trainer.start_round(model)
     return twin._measured_sums()
 
@@ -158,8 +160,6 @@ def test_one_site_that_measures_at_every_step_is_lock_step(tmp_path):
 
 
 def vector(folder, record):
-    from fairflare.engine.store import read_model
-
     return read_model(folder, record.plan, record.final.model_sha256)
 
 
@@ -167,12 +167,10 @@ def test_totals_of_groups_that_are_held_back_stay_held_back(tmp_path):
     """Where too few sites report a group its total is zero, and a site's own fresh part must not come in its place."""
     the_plan = fair_plan("round", rounds=1, sites=5)
     site = Site("amber", the_plan, four()["amber"], tmp_path)
-    site._join(type("M", (), {"session": "s"})())
+    site.handle(Message(JOIN, 0, 0, "s", the_plan.sha256))
     measures = site.layout.method.measures()
     own = site._measured_sums()
     kept = {measure: one.keep(the_plan.cells.sites) for measure, one in own.items()}
-    from fairflare.fairness.groups import exchanged
-
     for measure, total in unpack(measures, pack(measures, kept), the_plan.sizes).items():
         if measure.attribute != "hospital":
             assert not exchanged(total, own[measure], own[measure]).vector().any()
