@@ -25,7 +25,7 @@ from fairflare.evaluation.facts import Fact, Guard, caution, facts, guards, head
 from fairflare.evaluation.participation import WIDTH as STRIP_WIDTH
 from fairflare.evaluation.participation import Participation, participation
 from fairflare.evaluation.phrases import gathered
-from fairflare.evaluation.summary import Comparison, Remark, RunSummary
+from fairflare.evaluation.summary import Comparison, Kind, Remark, RunSummary
 from fairflare.record import RunRecord
 
 
@@ -36,6 +36,35 @@ class ReportedRun:
     name: str
     record: RunRecord
     summary: RunSummary | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on the page, such as an image, its truth and its prediction side by side; ``png`` is the file itself.
+
+    A page is read by more people than the data are: only ever give pictures of synthetic data.
+    """
+
+    title: str
+    caption: str
+    png: bytes
+
+    def __post_init__(self) -> None:
+        if not self.png.startswith(_PNG):
+            raise ValueError("got bytes that are no PNG file, expected one")
+
+    @property
+    def address(self) -> str:
+        """The picture as an address that holds it."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, as the file's head says."""
+        return int.from_bytes(self.png[16:20], "big"), int.from_bytes(self.png[20:24], "big")
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -79,7 +108,22 @@ class _View:
 
     @cached_property
     def gaps(self) -> tables.TableView | None:
-        return tables.gap_table(self.run.summary) if self.run.summary and self.run.summary.attributes else None
+        if self.run.summary is None:
+            return None
+        noun = words.VOCABULARIES[self.run.summary.kind].noun
+        return tables.gap_table(self.run.summary, f"Gaps between groups on {self.run.summary.split} {noun}")
+
+    @cached_property
+    def overview(self) -> tables.TableView | None:
+        return tables.label_overview(self.run.summary) if self.run.summary and self.run.summary.labels else None
+
+    @cached_property
+    def labels(self) -> tuple[tables.LabelView, ...]:
+        return tuple(tables.label_views(self.run.summary)) if self.run.summary else ()
+
+    @property
+    def legend(self) -> words.Vocabulary:
+        return words.VOCABULARIES[self.run.summary.kind if self.run.summary else "two_labels"]
 
     @cached_property
     def worst(self) -> tuple[str, ...]:
@@ -98,7 +142,9 @@ class _View:
         return json.dumps(self.run.record.plan.model_dump(mode="json"), indent=2, ensure_ascii=False)
 
 
-def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> str:
+def to_html(
+    runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], pictures: Sequence[Picture] = ()
+) -> str:
     """The page for one run, or for several of which the first one with results is the baseline.
 
     Parameters
@@ -107,6 +153,9 @@ def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> s
         At least one, each with its own name.
     comparisons
         Of the first run with results with each later one, in order.
+    pictures
+        Shown in a row below the results. They become part of the page, so whoever calls this makes sure that they show
+        synthetic data only, never a patient.
     """
     environment = _environment()
     style = environment.get_template("page.css").render()
@@ -116,6 +165,8 @@ def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> s
     warnings = _warnings(runs, summaries, comparisons)
     return environment.get_template("page.html.j2").render(
         style_sha256=digest,
+        pictures=pictures,
+        comparison_words=words.VOCABULARIES[_kind(summaries)],
         title=", ".join(run.name for run in runs),
         sentences=list(headline([(run.name, run.record, run.summary) for run in runs], comparisons)),
         protected=_protected(runs),
@@ -128,6 +179,10 @@ def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> s
         box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP},
         strip_width=STRIP_WIDTH,
     )
+
+
+def _kind(summaries: Sequence[RunSummary]) -> Kind:
+    return summaries[0].kind if summaries else "two_labels"
 
 
 def _environment() -> Environment:

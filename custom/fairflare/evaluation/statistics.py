@@ -88,11 +88,11 @@ def bootstrap(
     histogram = table[..., HEAD:]
     used = np.flatnonzero(histogram.sum(axis=(0, 1)))
     small = histogram[..., used]
-    value = _bin_values(table, used)
+    value = bin_values(table, used)
     edge = int(np.searchsorted(used, scores.edge))
     metrics: dict[str, list[Floats]] = {}
     gaps: dict[str, list[Floats]] = {}
-    for drawn in _draw(small, np.random.default_rng(seed), resamples):
+    for drawn in draw_cells(small, np.random.default_rng(seed), resamples):
         sample = Scores(drawn, (drawn * value).sum(axis=-1), edge, scores.complete)
         for name, values in group_metrics(sample).items():
             metrics.setdefault(name, []).append(values)
@@ -104,8 +104,11 @@ def bootstrap(
     )
 
 
-def _bin_values(table: Floats, used: np.ndarray) -> Floats:
-    """Score of a record in each bin of ``used``, shape (K, 2, used), such that the sum of scores is exact."""
+def bin_values(table: Floats, used: np.ndarray) -> Floats:
+    """Value of a record in each bin of ``used``, shape (..., used), such that the sum of values is exact.
+
+    ``table`` (..., 4 + bins) are cells of an ``EvaluationSums``.
+    """
     bins = table.shape[-1] - HEAD
     middle = (used + 0.5) / bins
     count = table[..., 0]
@@ -114,12 +117,12 @@ def _bin_values(table: Floats, used: np.ndarray) -> Floats:
     return np.asarray(middle + shift[..., None], dtype=np.float64)
 
 
-def _draw(histogram: Floats, generator: np.random.Generator, resamples: int) -> Iterator[Floats]:
-    """Resampled histograms (chunk, K, 2, bins), a few at a time, so that memory stays small."""
-    flat = np.rint(histogram.ravel())
+def draw_cells(count: Floats, generator: np.random.Generator, resamples: int) -> Iterator[Floats]:
+    """Resampled counts (chunk, ...) of cells of any shape, a few at a time, so that memory stays small."""
+    flat = np.rint(count.ravel())
     filled = np.flatnonzero(flat > 0)
     if filled.size == 0:
-        yield np.zeros((resamples, *histogram.shape))
+        yield np.zeros((resamples, *count.shape))
         return
     counts = flat[filled]
     chunk = max(1, min(resamples, _CHUNK // flat.size))
@@ -127,7 +130,7 @@ def _draw(histogram: Floats, generator: np.random.Generator, resamples: int) -> 
         size = min(chunk, resamples - start)
         drawn = np.zeros((size, flat.size))
         drawn[:, filled] = generator.multinomial(int(counts.sum()), counts / counts.sum(), size=size)
-        yield drawn.reshape(size, *histogram.shape)
+        yield drawn.reshape(size, *count.shape)
 
 
 def percentile_interval(samples: Floats) -> Interval | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fairflare.fairness.groups import EvaluationSums, Floats, Integers
+from fairflare.fairness.groups import EvaluationSums, Floats, Integers, label_strata
 from fairflare.plan import Plan, parse_plan
 from fairflare.record import (
     Final,
@@ -48,6 +48,7 @@ def flexfair(attribute: str = "sex", criterion: str = "equal_opportunity") -> di
         "scaling": "joint",
         "min_weight": 0.0,
         "max_weight": None,
+        "remeasure_own": None,
         "utility_clip": 10.0,
     }
 
@@ -64,8 +65,10 @@ def make_plan(**changes: Any) -> Plan:
             "input": {"kind": "table", "features": [{"name": "x", "center": 0.0, "scale": 1.0}]},
         },
         "attributes": [SEX, AGE],
+        "intersections": [],
         "cells": {"minimum": 0, "sites": 1},
         "model": {"name": "mlp", "hidden": [4]},
+        "start": {"kind": "seed"},
         "training": {
             "rounds": 2,
             "work": {"unit": "epochs", "amount": 1},
@@ -85,6 +88,7 @@ def make_plan(**changes: Any) -> Plan:
         "method": FEDAVG,
         "protection": {"update": "none", "statistics": "none"},
         "differential_privacy": None,
+        "consents": [],
         "federation": {"min_sites": 2, "task_timeout_seconds": 60.0, "max_missed": 1},
         "evaluation": {"score_bins": BINS, "threshold": "half"},
     }
@@ -101,11 +105,10 @@ class Patients:
 
     def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
         """Evaluation sums of one site that holds all of them."""
-        sizes = {attribute.name: len(attribute.values) for attribute in plan.attributes}
         probability = np.where(self.label == 1, self.score, 1 - self.score)
         loss = -np.log(np.maximum(probability, 1e-12))
-        bins = plan.evaluation.score_bins
-        return EvaluationSums.measure(self.score, loss, self.label, self.groups, sizes, bins, minimum)
+        strata = label_strata(np.stack([1 - self.score, self.score], axis=1), loss, self.label)
+        return EvaluationSums.measure(strata, self.groups, plan.sizes, plan.evaluation.score_bins, minimum)
 
 
 def draw(
@@ -138,10 +141,14 @@ def make_record(
     splits = [cells_from_sums(plan, part.sums(plan, minimum)) for part in (validation or test, test)]
     final = Final(
         model_sha256="b" * 64,
+        best_model_sha256="b" * 64,
+        best_rounds=plan.training.rounds,
         participants=SITES,
         refusals=(),
         validation=splits[0],
         test=splits[1],
+        validation_collapse=None,
+        test_collapse=None,
         confirmed=SITES,
     )
     record = RunRecord(
@@ -204,6 +211,7 @@ def make_round(plan: Plan, number: int, **changes: Any) -> RoundRecord:
         "at_maximum": 0.0,
         "penalties": penalties,
         "validation": (),
+        "collapse": None,
         "seconds": Seconds(measure=0.1, train=1.0, aggregate=0.1),
         "model_sha256": "b" * 64,
     }
