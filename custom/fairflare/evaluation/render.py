@@ -166,7 +166,8 @@ def _not_estimable(summary: RunSummary) -> Iterator[str]:
 
 def _gap_table(summary: RunSummary) -> Table:
     table = Table(box=SIMPLE, pad_edge=False, padding=_PADDING)
-    table.add_column("Gap", min_width=2 + max(map(len, map(NAMES.__getitem__, MEANINGS))))
+    names = [NAMES[gap] for attribute in summary.attributes for gap in attribute.gaps]
+    table.add_column("Gap", min_width=2 + max(map(len, names)))
     table.add_column("Value", justify="right")
     table.add_column("95 % interval")
     table.add_column("What is compared", overflow="fold")
