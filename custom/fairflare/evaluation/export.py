@@ -22,8 +22,8 @@ _Row = tuple[str, str, str, Value]
 def to_csv(summaries: Sequence[RunSummary]) -> str:
     """Long form, a line per number; an empty ``value`` is "not estimable" and ``note`` says why.
 
-    Gaps have no group, ``worst_group_*`` names it; ``METRIC/LABEL`` is about one of several labels; warnings are lines with the metric ``warning``, their text in
-    ``note``.
+    Gaps have no group, ``worst_group_*`` names it; ``METRIC/LABEL`` is about one of several labels; warnings are lines
+    with the metric ``warning``, their text in ``note``.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -46,7 +46,7 @@ def headline(
     summaries = [summary for _, _, summary in runs if summary is not None]
     if not comparisons:
         for summary in summaries:
-            yield _result(summary)
+            yield headline_of(summary)
     for other in summaries[1 : 1 + len(comparisons)]:
         yield _changes(summaries[0], other, summaries)
 
@@ -69,7 +69,8 @@ def _with_interval(value: Value) -> str:
     return number(value.value) + (f" (95 % interval {interval(value)})" if interval(value) else "")
 
 
-def _result(summary: RunSummary) -> str:
+def headline_of(summary: RunSummary) -> str:
+    """The result of a run in a sentence."""
     words = VOCABULARIES[summary.kind]
     text = (
         f"{summary.name} ({summary.method}): on {summary.overall.records} {summary.split} {words.noun} of "
@@ -168,7 +169,7 @@ def facts(name: str, record: RunRecord, summary: RunSummary | None) -> Iterator[
     status = record.status + (f" ({record.reason.code})" if record.reason else "")
     yield Fact("Status", (status,))
     yield Fact("Plan", (plan.name,) if name == plan.name else (f"{plan.name} (here called {name})",))
-    yield Fact("Method", tuple(_method(record)))
+    yield Fact("Method", tuple(method_words(record)))
     yield Fact("Rounds", (f"{len(record.rounds)} of {plan.training.rounds}",))
     yield Fact("Sites", (f"{len(record.roster)}: {', '.join(record.roster)}" if record.roster else "none",))
     yield Fact("Group statistics", (refresh_words(plan),))
@@ -256,7 +257,8 @@ def _seconds(line: RoundRecord) -> float:
     return line.seconds.measure + line.seconds.train + line.seconds.aggregate
 
 
-def _method(record: RunRecord) -> Iterator[str]:
+def method_words(record: RunRecord) -> Iterator[str]:
+    """The method, and each penalty."""
     method = record.plan.method
     yield method.name
     for penalty in method.penalties if method.name == "flexfair" else ():

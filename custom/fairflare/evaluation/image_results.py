@@ -35,7 +35,10 @@ class ImageCells:
         parts = [_alike(group) for group in table]
         longest = max(len(count) for count, _, _ in parts)
         padded = [
-            (np.pad(count, (0, longest - len(count))), *(np.pad(one, ((0, longest - len(one)), (0, 0))) for one in rest))
+            (
+                np.pad(count, (0, longest - len(count))),
+                *(np.pad(one, ((0, longest - len(one)), (0, 0))) for one in rest),
+            )
             for count, *rest in parts
         ]
         return cls(*(np.stack(same) for same in zip(*padded, strict=True)))

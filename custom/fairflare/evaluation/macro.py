@@ -52,7 +52,7 @@ class Macro:
     @property
     def records(self) -> Floats:
         """Records of each group (K,): where cells are withheld, the most that any label's question shows."""
-        return np.max([one.table[..., 0].sum(axis=-1) for one in self.tables], axis=0)
+        return np.asarray(np.max([one.table[..., 0].sum(axis=-1) for one in self.tables], axis=0))
 
     def summary(self, everybody: float) -> AttributeSummary:
         """Means over labels by this attribute; ``everybody`` is the number of all records."""

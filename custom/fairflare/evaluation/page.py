@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,7 @@ from fairflare.evaluation.drawing import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Drawin
 from fairflare.evaluation.facts import Fact, Guard, caution, facts, guards, headline
 from fairflare.evaluation.participation import WIDTH as STRIP_WIDTH
 from fairflare.evaluation.participation import Participation, participation
-from fairflare.evaluation.phrases import gathered
+from fairflare.evaluation.phrases import gathered, visible
 from fairflare.evaluation.summary import Comparison, Kind, Remark, RunSummary
 from fairflare.record import RunRecord
 
@@ -142,9 +141,7 @@ class _View:
         return json.dumps(self.run.record.plan.model_dump(mode="json"), indent=2, ensure_ascii=False)
 
 
-def to_html(
-    runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], pictures: Sequence[Picture] = ()
-) -> str:
+def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], pictures: Sequence[Picture] = ()) -> str:
     """The page for one run, or for several of which the first one with results is the baseline.
 
     Parameters
@@ -196,19 +193,9 @@ def _environment() -> Environment:
     )
 
 
-#: Marks that change the direction of the text after them, and with it what a reader believes to read.
-_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
 def _visible(value: Any) -> Any:
-    """Write out characters that hide, reorder or cannot be encoded; text that the template made passes as it is."""
-    if type(value) is not str:
-        return value
-    return "".join(f"\\u{ord(letter):04x}" if _is_treacherous(letter) else letter for letter in value)
-
-
-def _is_treacherous(letter: str) -> bool:
-    return letter in _DIRECTION or (letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs"))
+    """Write treacherous characters out; text that the template made passes as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def _protected(runs: Sequence[ReportedRun]) -> list[_Protected]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from fairflare.evaluation.remarks import NOTICEABLE
@@ -10,8 +11,21 @@ from fairflare.evaluation.summary import Comparison, GroupSummary, Remark, RunSu
 from fairflare.evaluation.words import HIGHER_IS_BETTER, LOWER_IS_BETTER, VOCABULARIES
 from fairflare.fairness.images import of_label
 
+#: Marks that change the direction of the text after them, and with it what a reader believes to read.
+_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 #: Up to so many labels of a segmentation have a column of their own in the table of groups.
 _LABEL_COLUMNS = 3
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """Write out characters that hide, reorder or cannot be encoded, but for those in ``keep``."""
+    return "".join(
+        f"\\u{ord(letter):04x}" if letter not in keep and _is_treacherous(letter) else letter for letter in text
+    )
+
+
+def _is_treacherous(letter: str) -> bool:
+    return letter in _DIRECTION or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def number(value: float | None) -> str:

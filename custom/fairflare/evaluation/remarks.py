@@ -99,7 +99,9 @@ def _threshold(plan: Plan, summary: RunSummary) -> Iterator[Remark]:
     if summary.threshold is None:
         return
     if wanted != summary.threshold.source:
-        yield Remark("threshold", "there are no validation records, or they lack one of the labels, so the threshold is 0.5")
+        yield Remark(
+            "threshold", "there are no validation records, or they lack one of the labels, so the threshold is 0.5"
+        )
     elif wanted != "half" and summary.split == "validation":
         yield Remark(
             "threshold",
@@ -266,9 +268,7 @@ def _different_records(baseline: RunSummary, other: RunSummary) -> Iterator[Rema
         )
 
 
-def _levelling_down(
-    before: AttributeSummary, after: AttributeSummary, benefit: Mapping[str, str]
-) -> Iterator[Remark]:
+def _levelling_down(before: AttributeSummary, after: AttributeSummary, benefit: Mapping[str, str]) -> Iterator[Remark]:
     """Levelling down: a gap fell, the worst group did not gain, and a better group lost."""
     gaps, evidence = [], []
     for gap, metric in benefit.items():

@@ -141,9 +141,7 @@ def summarise_sums(
     return replace(summary, remarks=sums_remarks(summary, plan, sums, collapse))
 
 
-def _label_summaries(
-    plan: Plan, sums: EvaluationSums, edge: int, resamples: int, seed: int
-) -> Iterator[LabelSummary]:
+def _label_summaries(plan: Plan, sums: EvaluationSums, edge: int, resamples: int, seed: int) -> Iterator[LabelSummary]:
     """The whole, without a name; of more than two labels, where it is the mean over labels, then each label."""
     if isinstance(plan.task, SegmentationTask):
         images = float(sums.cells[EVERYBODY][0, 0, 0])
@@ -218,9 +216,7 @@ def _penalties(record: RunRecord) -> Iterator[PenaltySummary]:
         for label in () if gaps else labels_of(penalty.criterion, labels):
             gaps[Measure(penalty.attribute, label, penalty.utility).name] = [None]
         for measure, found in gaps.items():
-            yield PenaltySummary(
-                penalty.attribute, penalty.criterion, measure, penalty.strength, found[0], found[-1]
-            )
+            yield PenaltySummary(penalty.attribute, penalty.criterion, measure, penalty.strength, found[0], found[-1])
 
 
 def compare(baseline: RunSummary, other: RunSummary) -> Comparison:

@@ -256,10 +256,9 @@ def paired_bootstrap(
     places = np.arange(len(patients)) if chosen is None else np.flatnonzero(chosen)
     _, whose = np.unique(np.asarray(patients)[places], return_inverse=True)
     count = int(whose.max()) + 1 if whose.size else 0
-    one, two = (metric(places) if places.size else float("nan") for metric in (first, second))
-    values = [None if np.isnan(value) else float(value) for value in (one, two)]
-    if None in values:
-        return PairedBootstrap(places.size, count, *values, None, None, None)
+    one, two = (_known(metric(places)) if places.size else None for metric in (first, second))
+    if one is None or two is None:
+        return PairedBootstrap(places.size, count, one, two, None, None, None)
     own = np.split(places[np.argsort(whose, kind="stable")], np.cumsum(np.bincount(whose))[:-1])
     generator = np.random.default_rng(seed)
     samples = np.empty(resamples)
@@ -267,8 +266,12 @@ def paired_bootstrap(
         drawn = np.concatenate([own[k] for k in generator.integers(0, count, count)])
         samples[number] = second(drawn) - first(drawn)
     interval = percentile_interval(samples) if count > 1 else None
-    ends = (None, None) if interval is None else (interval.low, interval.high)
-    return PairedBootstrap(places.size, count, *values, float(two - one), *ends)
+    low, high = (None, None) if interval is None else (interval.low, interval.high)
+    return PairedBootstrap(places.size, count, one, two, two - one, low, high)
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def paired_by_group(

@@ -49,8 +49,8 @@ def gap_of(gap: float, drawn: Floats, records: float, compared: Sequence[Boolean
     found = value_of(gap, gap_interval(gap, drawn), records)
     # Equalized odds compares two rates, and a group may have only one of them.
     inside = np.sum(compared, axis=0)
-    without = ", ".join(names[k] for k in np.flatnonzero(inside == 0))
-    partly = ", ".join(names[k] for k in np.flatnonzero((inside > 0) & (inside < len(compared))))
+    without = ", ".join(names[int(k)] for k in np.flatnonzero(inside == 0))
+    partly = ", ".join(names[int(k)] for k in np.flatnonzero((inside > 0) & (inside < len(compared))))
     notes = [found.note, without and f"without {without}", partly and f"one of the two rates without {partly}"]
     return replace(found, note="; ".join(filter(None, notes)))
 

@@ -90,6 +90,7 @@ NO_CRITERION: tuple[tuple[str, ...], tuple[str, ...]] = (
     ("balanced_accuracy_difference",),
 )
 
+
 def _legend_gap(judge: str) -> str:
     return (
         "A difference is the largest minus the smallest value among the groups of an attribute; a gap to overall is how "

@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fairflare.fairness.groups import HEAD, Floats
 from fairflare.fairness.metrics import Booleans, difference, gap_to_overall, ratio
 
