@@ -34,19 +34,17 @@ class ImageCells:
         """From a table (K, F, 4 + bins): images in the order of their Dice, which every label shares."""
         parts = [_alike(group) for group in table]
         longest = max(len(count) for count, _, _ in parts)
-        padded = [
-            (
-                np.pad(count, (0, longest - len(count))),
-                *(np.pad(one, ((0, longest - len(one)), (0, 0))) for one in rest),
-            )
-            for count, *rest in parts
-        ]
-        return cls(*(np.stack(same) for same in zip(*padded, strict=True)))
+        return cls(*(np.stack([_padded(one, longest) for one in same]) for same in zip(*parts, strict=True)))
 
     def sums(self, count: Floats) -> ImageSums:
         """Sums of so many images of each kind, ``count`` (..., K, J)."""
         dice, low = (np.einsum("...kj,kjf->...kf", count, one) for one in (self.dice, self.low))
         return ImageSums(count.sum(axis=-1), dice, low)
+
+
+def _padded(rows: Floats, length: int) -> Floats:
+    """With rows of zeros below."""
+    return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]))])
 
 
 def _alike(group: Floats) -> tuple[Floats, Floats, Floats]:

@@ -99,9 +99,7 @@ def _threshold(plan: Plan, summary: RunSummary) -> Iterator[Remark]:
     if summary.threshold is None:
         return
     if wanted != summary.threshold.source:
-        yield Remark(
-            "threshold", "there are no validation records, or they lack one of the labels, so the threshold is 0.5"
-        )
+        yield Remark("threshold", "no validation records, or they lack one of the labels, so the threshold is 0.5")
     elif wanted != "half" and summary.split == "validation":
         yield Remark(
             "threshold",
