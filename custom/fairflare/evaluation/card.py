@@ -15,9 +15,9 @@ from fairflare.record import RunRecord
 if TYPE_CHECKING:
     from fairflare.evaluation.summary import GroupSummary, RunSummary, Value
 
-#: The card is written at each site when a job ends, so intervals are rougher than a report's.
-_RESAMPLES = 400
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$:@/=^\"'])")
+#: The card is written at each site when a job ends, so intervals are rougher than a report's; of many labels most.
+_RESAMPLES = 800
+_SPECIAL = re.compile(r"([\\`*_{}\[\]!|~$@])")
 
 
 def model_card(record: RunRecord, digest: str) -> str:
@@ -33,7 +33,8 @@ def model_card(record: RunRecord, digest: str) -> str:
     # Imported here: the engine needs this module at its start, SciPy only at its end.
     from fairflare.evaluation.report import summarise
 
-    summary = summarise(record, resamples=_RESAMPLES)
+    questions = max(record.plan.task.strata // 2, 1)
+    summary = summarise(record, resamples=max(_RESAMPLES // questions, 100))
     sections = (
         _use(record, summary),
         _what(record, digest),
@@ -51,18 +52,20 @@ def plain(text: str) -> str:
 
     shown = _SPECIAL.sub(r"\\\1", visible(text, keep=""))
     shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"(?i)(www)\.", r"\1\\.", shown)
+    shown = re.sub(r"^(\d+)([.)])", r"\1\\\2", re.sub(r"^([#+=-])", r"\\\1", shown.strip()))
+    return re.sub(r"(?i)(www)\.", r"\1\\.", shown.replace("://", ":\\/\\/"))
 
 
 def _use(record: RunRecord, summary: RunSummary) -> Iterator[str]:
     plan = record.plan
-    task = "paints" if summary.kind == "images" else "tells apart"
-    labels = plan.task.labels[1:] if summary.kind == "images" else plan.task.labels
+    labels = ", ".join(map(plain, plan.task.labels[1:] if summary.kind == "images" else plan.task.labels))
+    task = f"marks {labels} in images" if summary.kind == "images" else f"tells {labels} apart in data"
+    sites = len(summary.sites)
     yield f"# Model card: {plain(plan.name)}"
     yield ""
     yield (
-        f"This model {task} {', '.join(map(plain, labels))} in data like the data set {plain(plan.task.data_set)}. "
-        f"{len(summary.sites)} sites trained it together; their records stayed with them."
+        f"This model {task} like those of the data set {plain(plan.task.data_set)}. "
+        f"{sites} {'site' if sites == 1 else 'sites'} evaluated it together; the records stayed with them."
     )
     yield ""
     yield "## What it is for, and what it is not for"
@@ -160,7 +163,7 @@ def _results(summary: RunSummary) -> Iterator[str]:
     yield ""
     yield plain(headline_of(summary))
     yield ""
-    names = [name_of(metric) for metric in metrics]
+    names = [words.columns.get(metric, name_of(metric)).replace("\n", " ") for metric in metrics]
     yield from _table(["Group", words.noun.capitalize(), *names], _group_rows(summary, metrics))
     if summary.labels:
         yield ""

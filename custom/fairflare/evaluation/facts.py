@@ -207,7 +207,7 @@ def task_words(plan: Plan) -> str:
     """What the labels are, and how they are judged."""
     if plan.task.kind == "segmentation":
         background, *painted = plan.task.labels
-        return f"a label for each pixel: {', '.join(painted)}; {background} is the background"
+        return f"a label for each pixel: {', '.join(painted)}, else {background}"
     if len(plan.task.labels) == 2:
         return f"{' or '.join(plan.task.labels)}, the second is 'positive'"
     return f"one of {', '.join(plan.task.labels)}; each is judged against all others"

@@ -44,7 +44,7 @@ def counted(summary: RunSummary) -> str:
     if summary.kind == "images":
         return f"{records} images"
     if summary.kind == "several_labels":
-        return f"{records} with {len(labels)} labels"
+        return f"{records}, of {len(labels)} labels"
     return f"{records}, of which {positives(summary.overall)} are positive"
 
 

@@ -207,11 +207,12 @@ def _missing(attribute: AttributeSummary, summary: RunSummary, plan: Plan) -> It
     if attribute.missing > 0:
         overall, cells = summary.overall, plan.cells
         share = attribute.missing / max(overall.records, 1)
+        crossed = any("of" in one for one in summary.vocabulary if one["name"] == attribute.attribute)
         noun, known = VOCABULARIES[summary.kind].noun, attribute.missing_positives
-        among = "" if known is None else f" {known} of them {summary.task['labels'][1]},"
+        among = "" if known is None else f", {known} of them {summary.task['labels'][1]},"
         text = (
-            f"{attribute.attribute}: {attribute.missing} of {overall.records} {noun} ({share:.1%}),{among} are in no "
-            "group, because the attribute is missing"
+            f"{attribute.attribute}: {attribute.missing} of {overall.records} {noun} ({share:.1%}){among} are in no "
+            f"group, because {'one of its attributes' if crossed else 'the attribute'} is missing"
         )
         if cells.minimum > 1 or cells.sites > 1:
             text += " or the cell was too small to be released; rates that mix labels may be shifted by it"

@@ -23,6 +23,7 @@ from fairflare.evaluation.phrases import (
     threshold,
 )
 from fairflare.evaluation.summary import Comparison, GroupSummary, LabelSummary, Remark, RunSummary, Value
+from fairflare.evaluation.values import ONLY_THE_SUM
 from fairflare.evaluation.words import COLUMNS, LEGEND_CHANGE, MEANINGS, NAMES, VOCABULARIES, small, worst_group_by
 
 __all__ = ["WIDTH", "change_in_words", "comparison_report", "run_report", "to_csv", "to_json", "to_text"]
@@ -90,8 +91,9 @@ def _head(summary: RunSummary) -> Iterator[str]:
     rounds = "1 round" if summary.rounds == 1 else f"{summary.rounds} rounds" if summary.rounds else ""
     yield f"Run {summary.name}: {', '.join(filter(None, [summary.method, rounds, summary.status]))}"
     where = f" at {', '.join(summary.sites)}" if summary.sites else ""
+    noun = VOCABULARIES[summary.kind].noun
     positive = f" ({summary.task['labels'][1]})" if summary.kind == "two_labels" else ""
-    yield f"{summary.split} records of {summary.task['data_set']}{where}: {counted(summary)}{positive}"
+    yield f"{summary.split} {noun} of {summary.task['data_set']}{where}: {counted(summary)}{positive}"
     if summary.labels:
         yield f"Labels, each judged against all others: {', '.join(part.label for part in summary.labels)}"
     if summary.kind == "images":
@@ -156,7 +158,8 @@ def _not_estimable(summary: RunSummary) -> Iterator[str]:
     for place, group in places:
         notes: dict[str, list[str]] = {}
         for metric, title in columns(summary).items():
-            if group.metrics[metric].note:
+            # That a loss has no interval is so everywhere, and no reason to name every group.
+            if group.metrics[metric].note not in ("", ONLY_THE_SUM):
                 notes.setdefault(group.metrics[metric].note, []).append(title.replace("\n", " ").lower())
         for note, titles in notes.items():
             lines.setdefault((", ".join(titles).replace("roc", "ROC"), note), []).append(place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every kind of result is made of: a value with its interval, a gap with the groups it leaves out, a worst group."""
+"""What every kind of result is made of: values with intervals, gaps with the groups they leave out, worst groups."""
 
 from __future__ import annotations
 

@@ -93,9 +93,9 @@ NO_CRITERION: tuple[tuple[str, ...], tuple[str, ...]] = (
 
 def _legend_gap(judge: str) -> str:
     return (
-        "A difference is the largest minus the smallest value among the groups of an attribute; a gap to overall is how "
-        "far the farthest group is from everybody. 0 means that the groups are treated alike, not that the model is "
-        f"good: judge by {judge} and the worst group, never by a gap alone."
+        "A difference is the largest minus the smallest value among the groups of an attribute; a gap to overall is "
+        "how far the farthest group is from everybody. 0 means that the groups are treated alike, not that the model "
+        f"is good: judge by {judge} and the worst group, never by a gap alone."
     )
 
 
@@ -222,8 +222,8 @@ VOCABULARIES: Mapping[Kind, Vocabulary] = {
 #: How a model fails that has learnt nothing.
 COLLAPSES: Mapping[str, str] = {
     "constant": "gives every record the same score",
-    "all_background": "paints nothing but background on any image",
-    "all_foreground": "paints a label over the whole of every image",
+    "all_background": "calls every pixel of every image background",
+    "all_foreground": "paints one label over the whole of every image",
 }
 #: The same, short enough for a picture.
 COLLAPSES_SHORT: Mapping[str, str] = {
@@ -261,7 +261,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
      "background or with one label. Its gaps are small and mean nothing."),
     ("Best on validation", "Of the models after each round, the one with the best value on validation data. A site "
      "keeps it beside the final one; this page judges the final one."),
-    ("Loss, risk", "How wrong the scores are on average (cross-entropy; of images, with one minus a soft Dice added); 0 is perfect. A group's risk: its mean loss."),
+    ("Loss, risk", "How wrong the scores are on average (cross-entropy; of images, plus one minus a soft Dice); 0 is "
+     "perfect. A group's risk: its mean loss."),
     ("95 % interval", "Where the true value plausibly lies, given how few records there are."),
     ("Not estimable", "There is no number, for the reason given. It is not 0."),
     ("Worst group", "The group with the lowest value (of losses: the highest). A gap can close because others got "

@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from fairflare.fairness.groups import EvaluationSums, Floats, Integers, label_strata
+from fairflare.fairness.groups import EvaluationSums, Floats, Integers, image_strata, label_strata
 from fairflare.plan import Plan, parse_plan
 from fairflare.record import (
     Final,
@@ -95,6 +95,104 @@ def make_plan(**changes: Any) -> Plan:
     return parse_plan(json.dumps(fields | changes))
 
 
+SKIN_LABELS = ("melanoma", "nevus", "keratosis", "carcinoma")
+IMAGE = {
+    "kind": "image", "channels": 3, "height": 64, "width": 64, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2],
+    "augmentation": "none",
+}  # fmt: skip
+TOGETHER = {"name": "sex_and_age", "of": ["sex", "age"]}
+
+
+def make_several(**changes: Any) -> Plan:
+    """A plan of four labels, and an intersection."""
+    plan = make_plan()
+    fields: dict[str, Any] = {
+        "name": "skin_four",
+        "task": {**plan.task.model_dump(mode="json"), "labels": list(SKIN_LABELS)},
+        "training": {**plan.training.model_dump(mode="json"), "class_weights": [1.0] * 4},
+        "intersections": [TOGETHER],
+    }
+    return make_plan(**(fields | changes))
+
+
+def make_painted(labels: tuple[str, ...] = ("background", "polyp"), **changes: Any) -> Plan:
+    """A plan of a segmentation."""
+    plan = make_plan()
+    fields: dict[str, Any] = {
+        "name": "polyps",
+        "task": {
+            "kind": "segmentation", "data_set": "polyp_images", "labels": list(labels),
+            "mask_values": list(range(len(labels))), "input": IMAGE,
+        },
+        "model": {"name": "unet", "widths": [8, 16]},
+        "training": {**plan.training.model_dump(mode="json"), "class_weights": [1.0] * len(labels)},
+    }  # fmt: skip
+    return make_plan(**(fields | changes))
+
+
+class Evaluated(Protocol):
+    """Records that a model was evaluated on."""
+
+    def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
+        """Evaluation sums of one site that holds all of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Dice (n, F) of images, their loss (n,) and groups."""
+
+    dice: Floats
+    loss: Floats
+    groups: Mapping[str, Integers]
+
+    def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
+        """Evaluation sums of one site that holds all of them."""
+        strata = image_strata(self.dice, self.loss)
+        return EvaluationSums.measure(strata, self.groups, plan.sizes, plan.evaluation.score_bins, minimum)
+
+
+def paint(
+    n: int = 400, *, seed: int = 0, labels: int = 1, skill: tuple[float, float] = (3.0, 5.0), missing: float = 0.0
+) -> Images:
+    """Images whose Dice is drawn around ``skill`` / (``skill`` + 1.5), for (female, male)."""
+    generator = np.random.default_rng(seed)
+    sex, age = generator.integers(0, 2, n), generator.integers(0, 3, n)
+    dice = generator.beta(np.array(skill)[sex][:, None], 1.5, (n, labels))
+    loss = 1 - dice.mean(axis=1) + 0.1
+    sex = np.where(generator.random(n) < missing, -1, sex)
+    return Images(dice, loss, {"sex": sex, "age": age})
+
+
+@dataclass(frozen=True)
+class Several:
+    """Probabilities (n, C) of several labels, true labels and groups."""
+
+    probability: Floats
+    label: Integers
+    groups: Mapping[str, Integers]
+
+    def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
+        """Evaluation sums of one site that holds all of them."""
+        own = self.probability[np.arange(len(self.label)), self.label]
+        strata = label_strata(self.probability, -np.log(np.maximum(own, 1e-12)), self.label)
+        return EvaluationSums.measure(strata, self.groups, plan.sizes, plan.evaluation.score_bins, minimum)
+
+
+def draw_several(
+    n: int = 1600, *, seed: int = 0, skill: tuple[float, float] = (1.2, 2.0), missing: float = 0.0
+) -> Several:
+    """Records of four labels, the later ones rarer, told apart by ``skill`` for (female, male)."""
+    generator = np.random.default_rng(seed)
+    sex, age = generator.integers(0, 2, n), generator.integers(0, 3, n)
+    label = generator.choice(4, n, p=[0.4, 0.3, 0.2, 0.1])
+    logit = generator.normal(size=(n, 4)) + np.eye(4)[label] * np.array(skill)[sex][:, None]
+    probability = np.exp(logit) / np.exp(logit).sum(axis=1, keepdims=True)
+    sex = np.where(generator.random(n) < missing, -1, sex)
+    both = np.where(sex < 0, -1, 3 * sex + age)
+    return Several(probability, label, {"sex": sex, "age": age, "sex_and_age": both})
+
+
 @dataclass(frozen=True)
 class Patients:
     """Scores, labels and groups of n records; group -1 is "missing"."""
@@ -135,7 +233,7 @@ def constant(patients: Patients, score: float = 0.3) -> Patients:
 
 
 def make_record(
-    plan: Plan, test: Patients, validation: Patients | None = None, *, minimum: int = 0, **changes: Any
+    plan: Plan, test: Evaluated, validation: Evaluated | None = None, *, minimum: int = 0, **changes: Any
 ) -> RunRecord:
     """A complete run of ``plan``; the validation records are the test records unless given."""
     splits = [cells_from_sums(plan, part.sums(plan, minimum)) for part in (validation or test, test)]
