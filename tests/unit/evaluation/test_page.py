@@ -49,7 +49,7 @@ from tests.unit.evaluation.records import (
 )
 
 EVALUATION = {"score_bins": BINS, "threshold": "validation_balanced_accuracy"}
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr", "img"}
 #: Elements that load, run or send something, or that change what other addresses mean.
 ACTIVE = {"script", "link", "img", "image", "iframe", "object", "embed", "base", "form", "input", "button", "video",
           "audio", "source", "track", "use", "foreignobject", "portal", "template", "noscript"}  # fmt: skip
