@@ -12,6 +12,8 @@ import pytest
 from fairflare.evaluation.card import model_card, plain
 from fairflare.record import RunRecord, cells_from_sums
 from tests.unit.evaluation.records import (
+    AGE,
+    SEX,
     SKIN_LABELS,
     Patients,
     draw,
@@ -82,8 +84,8 @@ def test_a_card_says_what_a_reader_needs() -> None:
 def test_groups_too_small_to_judge_are_named() -> None:
     patients = draw()
     few = np.where(np.arange(1200) < 20, 0, 1)
-    card = model_card(make_record(make_plan(), Patients(patients.score, patients.label, {**patients.groups, "sex": few})),
-                      DIGEST)  # fmt: skip
+    small = Patients(patients.score, patients.label, {**patients.groups, "sex": few})
+    card = model_card(make_record(make_plan(), small), DIGEST)
     assert re.search(r"Groups too small to be judged, .*: sex female \(\d+ records of a label\)", card)
     nobody = Patients(patients.score, patients.label, {**patients.groups, "sex": np.ones(1200, dtype=np.int64)})
     assert "sex female (no record)" in model_card(make_record(make_plan(), nobody), DIGEST)
@@ -104,8 +106,8 @@ def test_cards_of_other_tasks() -> None:
 
 HOSTILE = (
     "<script>alert(1)</script>", "`code` | cell", "[a](javascript:alert(1))", "![i](http://x.example/p.png)",
-    "one\ntwo\r\n# heading", "*bold* _it_ ~~s~~", "&lt;b&gt;", "https://x.example", "www.x.example", "@team", "\u202edrow",
-    "# top", "1. list", "- item", "> quote", "$x$", "back\\slash", "=====",
+    "one\ntwo\r\n# heading", "*bold* _it_ ~~s~~", "&lt;b&gt;", "https://x.example", "www.x.example", "@team",
+    "\u202edrow", "# top", "1. list", "- item", "> quote", "$x$", "back\\slash", "=====",
 )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def test_hostile_names_stay_text(name: str) -> None:
     assert "\u202e" not in text
     assert "<" not in text
     # What is left of markup after its backslash is taken away is nothing.
-    bare = re.sub(r"\\[\\`*_{}\[\]!|~$@#+=/.-]", "", text)
+    bare = re.sub(r"\\[\\`*_{}\[\]!|~$@#+=/.-]", "x", text)
     assert not re.search(r"[`*_\[\]|~$@]|://|^[#+=-]|^\d+[.)]|www\.|&(?!amp;|lt;|gt;)", bare)
 
 
@@ -125,8 +127,10 @@ def test_no_name_reaches_the_card_unescaped() -> None:
     for name in HOSTILE:
         record = run()
         plan = record.plan
-        attributes = tuple(one.model_copy(update={"name": f"{name}{k}", "values": tuple(f"{name}{v}" for v in one.values)})
-                           for k, one in enumerate(plan.attributes))  # fmt: skip
+        attributes = tuple(
+            one.model_copy(update={"name": f"{name}{k}", "values": tuple(f"{name}{value}" for value in one.values)})
+            for k, one in enumerate(plan.attributes)
+        )
         task = plan.task.model_copy(update={"labels": (f"{name}0", f"{name}1"), "data_set": name})
         changed = plan.model_copy(update={"name": name, "attributes": attributes, "task": task})
         assert record.final is not None
@@ -153,9 +157,7 @@ def test_no_name_reaches_the_card_unescaped() -> None:
 def test_a_card_is_quick() -> None:
     training = {**make_plan().training.model_dump(mode="json"), "rounds": 20}
     stage = {"name": "stage", "values": ["one", "two", "three"], "edges": None}
-    plan = make_plan(
-        training=training, attributes=[*(one.model_dump(mode="json") for one in make_plan().attributes), stage]
-    )
+    plan = make_plan(training=training, attributes=[SEX, AGE, stage])
     patients = draw(4000)
     groups = {**patients.groups, "stage": patients.groups["age"]}
     record = make_record(plan, Patients(patients.score, patients.label, groups))
