@@ -77,7 +77,7 @@ def _use(record: RunRecord, summary: RunSummary) -> Iterator[str]:
     yield f"- The numbers below are about their {summary.split} data only. Judge it anew on your own before use."
     small = [f"{plain(name)} ({reason})" for name, reason in _too_small(summary)]
     if small:
-        yield f"- Groups too small to be judged, for whom nothing may be concluded: {'; '.join(small)}."
+        yield f"- Groups too small to be judged, for whom little may be concluded: {'; '.join(small)}."
     if not summary.attributes:
         yield "- It was not judged by patient group: the plan names no sensitive attribute."
 

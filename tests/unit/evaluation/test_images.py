@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from fairflare.fairness.groups import EvaluationSums, Floats, image_strata
 from fairflare.fairness.images import GAPS, METRICS, ImageSums, dice_gaps, image_metrics
 from fairflare.record import RunRecord
 from tests.unit.evaluation.records import BINS, TOGETHER, Images, flexfair, make_painted, make_record, make_round, paint
+from tests.unit.evaluation.test_render import check_golden
 
 DISCS = ("background", "disc", "cup")
 
@@ -155,6 +157,12 @@ def few(count: int) -> RunSummary:
     images = paint(100 + count)
     sex = np.array([1] * 100 + [0] * count, dtype=np.int64)
     return report_on(make_record(make_painted(), Images(images.dice, images.loss, images.groups | {"sex": sex})))
+
+
+def test_golden_report_of_a_segmentation(project_root: Path) -> None:
+    rounds = collapsing("all_background", "all_background", None, None).rounds
+    record = make_record(make_painted(DISCS), paint(labels=2, missing=0.03), rounds=rounds)
+    check_golden(project_root, "report_images.txt", to_text(run_report(summarise(record))))
 
 
 def test_few_images_have_no_interval_and_none_no_value() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from tests.unit.evaluation.records import (
     make_round,
     make_several,
 )
+from tests.unit.evaluation.test_render import check_golden
 
 
 def report_on(record: RunRecord, **more: Any) -> RunSummary:
@@ -125,6 +127,24 @@ def test_text_csv_and_json_show_every_label() -> None:
     assert ("sex", "female", "macro_roc_auc") in found
     data = json.loads(to_json([summary], []))
     assert [part["label"] for part in data["runs"][0]["labels"]] == list(SKIN_LABELS)
+
+
+def test_golden_report_of_several_labels(project_root: Path) -> None:
+    record = make_record(make_several(), draw_several(missing=0.03))
+    check_golden(project_root, "report_several.txt", to_text(run_report(summarise(record))))
+
+
+def test_many_labels_take_fewer_resamples_each() -> None:
+    labels = [f"label_{place}" for place in range(12)]
+    task = {**make_plan().task.model_dump(mode="json"), "labels": labels}
+    training = {**make_plan().training.model_dump(mode="json"), "class_weights": [1.0] * 12}
+    plan = make_plan(task=task, training=training, attributes=[])
+    generator = np.random.default_rng(0)
+    probability = generator.dirichlet(np.ones(12), 600)
+    sums = Several(probability, generator.integers(0, 12, 600), {}).sums(plan)
+    summary = summarise_sums(plan, sums, split="test", name="many")
+    assert len(summary.labels) == 12
+    assert summary.overall.metrics["macro_roc_auc"].low is not None
 
 
 def test_runs_of_several_labels_are_compared_label_by_label() -> None:
