@@ -202,7 +202,7 @@ def test_collapse_is_told_from_which_round_to_which() -> None:
     nothing = "all_background"
     text = {r.kind: r.text for r in report_on(collapsing(nothing, nothing, None, nothing, final=None)).remarks}
     assert text["collapse"].startswith(
-        "on validation data, after 0 to 1 rounds the model calls every pixel of every image background; "
+        "on validation data, after 1 round the model calls every pixel of every image background; "
         "after 3 rounds the model calls"
     )
     assert "collapsed model" not in text

@@ -454,12 +454,12 @@ def test_what_a_plan_agreed_to_and_began_with_is_said() -> None:
 
 def test_collapse_and_the_best_model_are_told_in_words() -> None:
     document = Document(page(reported(painted())))
-    assert "collapse: on validation data, after 0 to 2 rounds the model calls every pixel" in document.root.text
-    assert "Collapse: after 0 to 2 rounds the model calls every pixel of every image background." in document.root.text
+    assert "collapse: on validation data, after 1 to 2 rounds the model calls every pixel" in document.root.text
+    assert "Collapse: after 1 to 2 rounds the model calls every pixel of every image background." in document.root.text
     table = document.by_id("run-1-f1-v")
     assert [head.text for head in table.all("thead")[0].all("th")][-2:] == ["Best on validation", "Collapse"]
     last = [[cell.text for cell in row.all("td")][-2:] for row in table.all("tr")[1:]]
-    assert last == [["", "yes"]] * 3 + [["", ""], ["yes", ""], ["", ""], ["", ""]]
+    assert last == [["", ""], ["", "yes"], ["", "yes"], ["", ""], ["yes", ""], ["", ""], ["", ""]]
     assert [one.text for one in document.by_id("run-1-rounds").all("th")][2:] == [
         "Group statistics", "Model at the start of the round",
     ]  # fmt: skip
@@ -469,7 +469,7 @@ def test_collapse_and_the_best_model_are_told_in_words() -> None:
         "none, the last ones acted if there were any (N): rounds 2, 4, 6"
     ) in said
     assert (
-        "Model at the start of the round: collapse: paints nothing (C): rounds 1 to 3; no collapse: rounds 4 to 6"
+        "Model at the start of the round: no collapse: rounds 1, 4 to 6; collapse: paints nothing (C): rounds 2 to 3"
     ) in said
     rows = {row.all("th")[0].text: row for row in document.by_id("run-1-sites").all("tr")[1:]}
     assert "6 of 6 none took part" in rows["lyon"].text
