@@ -8,23 +8,28 @@ of the final evaluation. Penalties belong to the model at which a round's statis
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
+from fairflare.evaluation.remarks import collapse_in_words, collapsed_spans, collapses
 from fairflare.evaluation.summary import RunSummary
-from fairflare.evaluation.words import NAMES
-from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL
-from fairflare.fairness.metrics import mean_loss, roc_auc
+from fairflare.evaluation.words import NAMES, small
+from fairflare.fairness.groups import EVERYBODY, HOSPITAL
 from fairflare.plan import Plan
-from fairflare.record import GroupLine, RunRecord
+from fairflare.record import GroupLine, RunRecord, group_lines
 
 Worst = Literal["highest", "lowest", "none"]
-Quantity = Literal["mean_loss", "roc_auc"]
+Quantity = Literal["mean_loss", "roc_auc", "dice"]
 
-_WORST: dict[Quantity, Worst] = {"mean_loss": "highest", "roc_auc": "lowest"}
-_TITLES: dict[Quantity, str] = {"mean_loss": "Validation loss (risk)", "roc_auc": NAMES["roc_auc"]}
+_WORST: dict[Quantity, Worst] = {"mean_loss": "highest", "roc_auc": "lowest", "dice": "lowest"}
+
+
+def _quantities(plan: Plan) -> dict[Quantity, str]:
+    """What validation lines of a plan hold, and what it is called."""
+    if plan.task.kind == "segmentation":
+        return {"mean_loss": "Validation loss (risk)", "dice": NAMES["dice"]}
+    name = "roc_auc" if len(plan.task.labels) == 2 else "macro_roc_auc"
+    return {"mean_loss": "Validation loss (risk)", "roc_auc": NAMES[name]}
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class Chart:
         Whether the axis begins at 0.
     chance
         A value that guessing would reach, if there is one.
+    best
+        The place on the axis of the model that is best on validation data, if it is to be marked.
+    collapsed
+        Places on the axis of models that have learnt nothing; ``note`` says how.
     """
 
     key: str
@@ -64,6 +73,8 @@ class Chart:
     from_zero: bool = False
     chance: float | None = None
     note: str = ""
+    best: int | None = None
+    collapsed: tuple[int, ...] = ()
 
     def worst_at(self, place: int) -> int | None:
         """Index of the worst line at a place; ``None`` if fewer than two have a value there, or all have the same."""
@@ -90,43 +101,40 @@ def run_charts(record: RunRecord) -> tuple[Chart, ...]:
 def _validation_charts(record: RunRecord) -> Iterator[Chart]:
     models = _models(record)
     x = tuple(range(len(models)))
-    everybody = {quantity: _series(models, EVERYBODY, EVERYBODY, quantity, record.plan) for quantity in _WORST}
-    for attribute in record.plan.attributes:
-        for quantity, worst in _WORST.items():
-            lines = [_series(models, attribute.name, value, quantity, record.plan) for value in attribute.values]
-            yield Chart(
-                key=f"{attribute.name}-{quantity}",
-                title=f"{_TITLES[quantity]} by {attribute.name}",
-                x=x,
+    titles = _quantities(record.plan)
+    everybody = {quantity: _series(models, EVERYBODY, EVERYBODY, quantity, record.plan) for quantity in titles}
+    spans = list(collapsed_spans(collapses(record)))
+    shared = Chart(
+        key="", title="", x=x, series=(),
+        best=None if record.final is None else record.final.best_rounds,
+        collapsed=tuple(at for _, first, last in spans for at in range(first, last + 1)),
+        note=f"Collapse: {'; '.join(collapse_in_words(*one) for one in spans)}." if spans else "",
+    )  # fmt: skip
+    for attribute, groups in record.plan.groups.items():
+        for quantity, title in titles.items():
+            lines = [_series(models, attribute, group, quantity, record.plan) for group in groups]
+            yield replace(
+                shared,
+                key=f"{attribute}-{quantity}",
+                title=f"{title} by {attribute}",
                 series=(*lines, everybody[quantity]),
-                worst=worst,
+                worst=_WORST[quantity],
                 chance=0.5 if quantity == "roc_auc" else None,
             )
-    if not record.plan.attributes:
+    if not record.plan.groups:
         for quantity, one in everybody.items():
-            title = f"{_TITLES[quantity]} of everybody"
-            yield Chart(f"all-{quantity}", title, x, (one,), chance=0.5 if quantity == "roc_auc" else None)
+            yield replace(
+                shared, key=f"all-{quantity}", title=f"{titles[quantity]} of everybody", series=(one,),
+                chance=0.5 if quantity == "roc_auc" else None,
+            )  # fmt: skip
 
 
 def _models(record: RunRecord) -> list[dict[tuple[str, str], GroupLine]]:
     """Validation results of every model that was evaluated: one per round, and the final one."""
     models = [line.validation for line in record.rounds]
     if record.final is not None:
-        models.append(tuple(_final_lines(record)))
+        models.append(group_lines(record.plan, record.evaluation("validation")))
     return [{(line.attribute, line.group): line for line in lines} for lines in models]
-
-
-def _final_lines(record: RunRecord) -> Iterator[GroupLine]:
-    values = {attribute.name: attribute.values for attribute in record.plan.attributes}
-    for attribute, table in record.evaluation("validation").cells.items():
-        losses, areas = mean_loss(table), roc_auc(table[..., HEAD:])
-        for k, group in enumerate(values.get(attribute, (attribute,))):
-            records, positive = float(table[k, :, 0].sum()), float(table[k, 1, 0])
-            loss, area = (None if np.isnan(one) else float(one) for one in (losses[k], areas[k]))
-            yield GroupLine(
-                attribute=attribute, group=group, records=records, positives=positive, loss=loss, mean_score=None,
-                auc=area,
-            )  # fmt: skip
 
 
 def _series(
@@ -140,8 +148,8 @@ def _series(
 def _value(line: GroupLine | None, quantity: Quantity, plan: Plan) -> float | None:
     if line is None:
         return None
-    if quantity == "roc_auc":
-        return line.auc
+    if quantity != "mean_loss":
+        return line.auc if quantity == "roc_auc" else line.dice
     # Where cells may be withheld, the loss of one label alone would be that of half a group: as in the results.
     withheld = plan.cells.minimum > 1 or plan.cells.sites > 1
     return None if withheld and line.positives in (0.0, line.records) else line.loss
@@ -168,12 +176,13 @@ def _penalty_charts(record: RunRecord) -> Iterator[Chart]:
 
 def _penalty_names(parts: Sequence[tuple[str, str, str]], plan: Plan) -> list[str]:
     """Names of penalties, as short as they can be told apart."""
-    labels = {"all": "everybody", "label0": plan.task.labels[0], "label1": plan.task.labels[1]}
+    labels = {"all": "everybody", **{f"label{place}": label for place, label in enumerate(plan.task.labels)}}
     longer = []
     for attribute, criterion, measure in parts:
         what = "hospitals" if attribute == HOSPITAL else attribute
         condition = measure.split("/")[1] if measure.count("/") else ""
-        longer.append((what, f"{what}, {labels.get(condition, condition)}", f"{what}: {criterion}, {measure}"))
+        among = f"{what}, {labels.get(condition, condition)}"
+        longer.append((what, among, f"{what}: {criterion}, {measure}"))
     for names in zip(*longer, strict=True):
         if len(set(names)) == len(names):
             return list(names)
@@ -187,14 +196,13 @@ def comparison_charts(runs: Sequence[tuple[str, RunRecord]], summaries: Sequence
         name: {chart.key: chart for chart in _validation_charts(record)} for name, record in runs if name in names
     }
     result = []
-    for quantity, worst in _WORST.items():
+    for quantity, what in _quantities(next(record.plan for name, record in runs if name in names)).items():
         found = {name: _everybody(run, quantity) for name, run in charts.items()}
-        result.append(_overlay(f"all-{quantity}", f"{_TITLES[quantity]} of everybody", found, quantity))
+        result.append(_overlay(f"all-{quantity}", f"{what} of everybody", found, quantity))
         for attribute in summaries[0].attributes:
             key = f"{attribute.attribute}-{quantity}"
             extreme = {name: (run[key].x, _extreme(run[key])) for name, run in charts.items()}
-            which, what = worst.capitalize(), _TITLES[quantity]
-            title = f"{which} {what[:1].lower()}{what[1:]} by {attribute.attribute}"
+            title = f"{_WORST[quantity].capitalize()} {small(what)} by {attribute.attribute}"
             result.append(_overlay(f"worst-{key}", title, extreme, quantity))
     return tuple(chart for chart in result if chart.last is not None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from fairflare.evaluation.curves import Chart, Series
 
@@ -24,6 +25,8 @@ _FEW = 4
 _MARKS = 7
 #: Height of a label, and letters that fit beside the plot, even bold in a wide font.
 _LINE_HEIGHT, LETTERS = 12.5, 16
+#: Width of the word "collapse" in a picture.
+_WORD = 48.0
 #: From (rounds trained, value) to a point of the view box.
 Place = Callable[[float, float], tuple[float, float]]
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3")
@@ -62,6 +65,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Rounds of which something is said along the upper edge: where, and ``words`` ("" if there is no room)."""
+
+    x: float
+    width: float
+    words: str
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A chart ready to be drawn."""
 
@@ -72,6 +84,8 @@ class Drawing:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     chance: float | None
+    best: float | None
+    spans: tuple[Span, ...]
     lines: tuple[Line, ...]
 
 
@@ -104,8 +118,21 @@ def draw(chart: Chart) -> Drawing:
         x_ticks=tuple(Tick(place(x, bottom)[0], f"{x:g}") for x in _round_ticks(most)),
         y_ticks=tuple(Tick(place(0, y)[1], _short(y, y_values)) for y in y_values),
         chance=place(0, chart.chance)[1] if chart.chance is not None and bottom < chart.chance < top else None,
+        best=None if chart.best not in chart.x or most < chart.best else place(chart.best, bottom)[0],
+        spans=tuple(_spans(chart, place)),
         lines=tuple(_lines(chart, shown, place)),
     )
+
+
+def _spans(chart: Chart, place: Place) -> Iterator[Span]:
+    """Models in a row that have learnt nothing, half a round wider on both sides, inside the axes."""
+    known = [at for at in chart.collapsed if at in chart.x]
+    half = 0.5 * (WIDTH - LEFT - RIGHT) / max(chart.x[-1], 1)
+    for _, group in groupby(enumerate(known), lambda pair: pair[1] - pair[0]):
+        row = [at for _, at in group]
+        begin = max(LEFT, place(row[0], 0)[0] - half)
+        end = min(WIDTH - RIGHT, place(row[-1], 0)[0] + half)
+        yield Span(begin, end - begin, "collapse" if end - begin >= _WORD else "")
 
 
 def without_untrained(chart: Chart) -> tuple[Chart, list[str]]:
@@ -291,4 +318,5 @@ def describe(chart: Chart) -> str:
         (first, start), (end, stop) = known[0], known[-1]
         course = f"{start:.3f}" if first == end else f"from {start:.3f} to {stop:.3f}"
         parts.append(f"{one.name} {course}{', the worst at the end' if k == worst else ''}")
-    return f"{chart.title}, models after {chart.x[0]} to {rounds(chart.x[-1])}: {'; '.join(parts)}."
+    marked = "" if chart.best is None else f" Best on validation data after {rounds(chart.best)}."
+    return f"{chart.title}, models after {chart.x[0]} to {rounds(chart.x[-1])}: {'; '.join(parts)}.{marked}"

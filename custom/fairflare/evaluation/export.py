@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from fairflare.evaluation.summary import AttributeSummary, Comparison, GroupSummary, RunSummary, Value
+from fairflare.evaluation.summary import AttributeSummary, Comparison, GroupSummary, LabelSummary, RunSummary, Value
 from fairflare.fairness.groups import EVERYBODY
+from fairflare.fairness.images import of_label
 
 FORMAT = "fairflare/report/1"
 COLUMNS = ("run", "split", "attribute", "group", "metric", "n", "value", "low", "high", "note")
@@ -21,8 +22,8 @@ _Row = tuple[str, str, str, Value]
 def to_csv(summaries: Sequence[RunSummary]) -> str:
     """Long form, a line per number; an empty ``value`` is "not estimable" and ``note`` says why.
 
-    Gaps have no group, ``worst_group_*`` names it; warnings are lines with the metric ``warning``, their text in
-    ``note``.
+    Gaps have no group, ``worst_group_*`` names it; ``METRIC/LABEL`` is about one of several labels; warnings are lines
+    with the metric ``warning``, their text in ``note``.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -40,9 +41,17 @@ def to_csv(summaries: Sequence[RunSummary]) -> str:
 
 
 def _rows(summary: RunSummary) -> Iterator[_Row]:
-    yield EVERYBODY, "", "threshold", Value(summary.threshold.value, None, None, 0, summary.threshold.source)
-    yield from _group_rows(EVERYBODY, summary.overall)
-    for attribute in summary.attributes:
+    if summary.threshold is not None:
+        yield EVERYBODY, "", "threshold", Value(summary.threshold.value, None, None, 0, summary.threshold.source)
+    yield from _part_rows(summary)
+    for part in summary.labels:
+        for attribute, group, metric, value in _part_rows(part):
+            yield attribute, group, of_label(metric, part.label), value
+
+
+def _part_rows(part: RunSummary | LabelSummary) -> Iterator[_Row]:
+    yield from _group_rows(EVERYBODY, part.overall)
+    for attribute in part.attributes:
         yield from _attribute_rows(attribute)
 
 

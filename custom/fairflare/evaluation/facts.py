@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fairflare.evaluation.phrases import change_in_words, number, of_interest, positives, threshold
+from fairflare.evaluation.phrases import change_in_words, counted, number, of_interest, threshold
 from fairflare.evaluation.summary import AttributeSummary, Comparison, Remark, RunSummary, Value
 from fairflare.evaluation.tables import interval
-from fairflare.evaluation.words import HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES
+from fairflare.evaluation.words import HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES, VOCABULARIES, small
+from fairflare.plan import FileStart, Plan
 from fairflare.record import RoundRecord, RunRecord
 
 #: Attributes that the sentence about a change mentions at most; the table has all.
@@ -45,7 +46,7 @@ def headline(
     summaries = [summary for _, _, summary in runs if summary is not None]
     if not comparisons:
         for summary in summaries:
-            yield _result(summary)
+            yield headline_of(summary)
     for other in summaries[1 : 1 + len(comparisons)]:
         yield _changes(summaries[0], other, summaries)
 
@@ -57,17 +58,25 @@ def _stopped(name: str, record: RunRecord) -> str:
     return f"{name} {verb}{why} {done}: it has no final evaluation, so this page cannot say how good its model is."
 
 
+_MAIN = {
+    "roc_auc": "the area under the ROC curve",
+    "macro_roc_auc": "the area under the ROC curve (mean over labels, each against all others)",
+    "dice": "the mean Dice",
+}
+
+
 def _with_interval(value: Value) -> str:
     return number(value.value) + (f" (95 % interval {interval(value)})" if interval(value) else "")
 
 
-def _result(summary: RunSummary) -> str:
-    overall = summary.overall.metrics["roc_auc"]
+def headline_of(summary: RunSummary) -> str:
+    """The result of a run in a sentence."""
+    words = VOCABULARIES[summary.kind]
     text = (
-        f"{summary.name} ({summary.method}): on {summary.overall.records} {summary.split} records of "
-        f"{summary.task['data_set']}, the area under the ROC curve is {_with_interval(overall)}"
+        f"{summary.name} ({summary.method}): on {summary.overall.records} {summary.split} {words.noun} of "
+        f"{summary.task['data_set']}, {_MAIN[words.main]} is {_with_interval(summary.overall.metrics[words.main])}"
     )
-    found = [(part.attribute, worst) for part in summary.attributes if (worst := part.worst.get("roc_auc")) is not None]
+    found = [(one.attribute, worst) for one in summary.attributes if (worst := one.worst.get(words.main)) is not None]
     if not found:
         return f"{text}; no worst group can be named."
     # A group without a value is never the worst one, so there is a number to sort by.
@@ -80,24 +89,20 @@ def _changes(baseline: RunSummary, other: RunSummary, everything: Sequence[RunSu
     aimed = {penalty.attribute for summary in everything for penalty in summary.penalties}
     pairs = list(zip(baseline.attributes, other.attributes, strict=True))
     chosen = [pair for pair in pairs if pair[0].attribute in aimed] or pairs
-    parts = []
+    parts, main = [], VOCABULARIES[baseline.kind].main
     for before, after in chosen[:_MENTIONED]:
         metrics, gaps = of_interest(before.attribute, everything)
         for gap in gaps[:1]:
-            title = f"{_small(NAMES[gap])} by {before.attribute}"
+            title = f"{small(NAMES[gap])} by {before.attribute}"
             parts.append(_change(title, gap, before.gaps[gap].value, after.gaps[gap].value))
-        judged = [metric for metric in metrics if metric in HIGHER_IS_BETTER | LOWER_IS_BETTER] or ["roc_auc"]
+        judged = [metric for metric in metrics if metric in HIGHER_IS_BETTER | LOWER_IS_BETTER] or [main]
         for metric in judged[:1]:
             lowest = metric in HIGHER_IS_BETTER
-            title = f"{'lowest' if lowest else 'highest'} {_small(NAMES[metric])} by {before.attribute}"
+            title = f"{'lowest' if lowest else 'highest'} {small(NAMES[metric])} by {before.attribute}"
             parts.append(_change(title, metric, *(_extreme(one, metric, lowest) for one in (before, after))))
-    pair = (one.overall.metrics["roc_auc"].value for one in (baseline, other))
-    parts.append(_change(f"everybody's {_small(NAMES['roc_auc'])}", "roc_auc", *pair))
+    pair = (one.overall.metrics[main].value for one in (baseline, other))
+    parts.append(_change(f"everybody's {small(NAMES[main])}", main, *pair))
     return f"Against {baseline.name}, {other.name} ({other.method}) has: {'; '.join(parts)}."
-
-
-def _small(name: str) -> str:
-    return name[:1].lower() + name[1:]
 
 
 def _extreme(part: AttributeSummary, metric: str, lowest: bool) -> float | None:
@@ -164,17 +169,20 @@ def facts(name: str, record: RunRecord, summary: RunSummary | None) -> Iterator[
     status = record.status + (f" ({record.reason.code})" if record.reason else "")
     yield Fact("Status", (status,))
     yield Fact("Plan", (plan.name,) if name == plan.name else (f"{plan.name} (here called {name})",))
-    yield Fact("Method", tuple(_method(record)))
+    yield Fact("Method", tuple(method_words(record)))
     yield Fact("Rounds", (f"{len(record.rounds)} of {plan.training.rounds}",))
     yield Fact("Sites", (f"{len(record.roster)}: {', '.join(record.roster)}" if record.roster else "none",))
-    yield Fact("Data set", (f"{plan.task.data_set}; {' or '.join(plan.task.labels)}, the second is 'positive'",))
+    yield Fact("Group statistics", (refresh_words(plan),))
+    yield Fact("Starting weights", (start_words(plan),))
+    yield Fact("Agreed to by taking part", tuple(consent_words(plan)) or ("nothing beyond the plan itself",))
+    yield Fact("Data set", (f"{plan.task.data_set}; {task_words(plan)}",))
     if record.records:
         counts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in record.records.items())
         yield Fact("Records of all sites", (counts,))
     if summary is not None:
-        shown = f"{summary.overall.records}, of which {positives(summary.overall)} are positive"
-        yield Fact("Records reported on", (f"{summary.split}: {shown}",))
-        yield Fact("Called positive", (f"from a score of {threshold(summary)}",))
+        yield Fact("Records reported on", (f"{summary.split}: {counted(summary)}",))
+        if threshold(summary):
+            yield Fact("Called positive", (f"from a score of {threshold(summary)}",))
     yield Fact("Sessions", tuple(_sessions(record)) or ("none recorded",))
     yield Fact("Ended", (record.ended or "not yet",))
     yield Fact("Time at the server", (f"{sum(map(_seconds, record.rounds)):.1f} s in all rounds",))
@@ -183,13 +191,74 @@ def facts(name: str, record: RunRecord, summary: RunSummary | None) -> Iterator[
     yield Fact("First model (SHA-256)", (record.initial_model_sha256,), code=True)
     last = record.final.model_sha256 if record.final else record.rounds[-1].model_sha256 if record.rounds else "none"
     yield Fact("Final model (SHA-256)" if record.final else "Last model (SHA-256)", (last,), code=True)
+    if record.final is not None:
+        when = best_words(record.final.best_rounds, len(record.rounds))
+        yield Fact(f"Best model on validation data, {when} (SHA-256)", (record.final.best_model_sha256,), code=True)
+
+
+def best_words(best: int, rounds: int) -> str:
+    """When the best model was there."""
+    if best == rounds:
+        return "the final one"
+    return "the first one" if best == 0 else f"after {best} of {rounds} rounds"
+
+
+def task_words(plan: Plan) -> str:
+    """What the labels are, and how they are judged."""
+    if plan.task.kind == "segmentation":
+        background, *painted = plan.task.labels
+        return f"a label for each pixel: {', '.join(painted)}, else {background}"
+    if len(plan.task.labels) == 2:
+        return f"{' or '.join(plan.task.labels)}, the second is 'positive'"
+    return f"one of {', '.join(plan.task.labels)}; each is judged against all others"
+
+
+def refresh_words(plan: Plan) -> str:
+    """When sites exchange group statistics for the penalties."""
+    method = plan.method
+    if method.name != "flexfair":
+        return "none are needed for training; validation sums of each round's first model"
+    own = method.remeasured_every
+    anew = "" if own is None else f"; a site measures its own part anew every {own} local steps"
+    if method.lock_step:
+        return "exchanged at every local step (lock step)"
+    if method.lagged:
+        return f"with each update, for the next round: one round old, none in the first{anew}"
+    if method.measured_every > 1:
+        every = method.measured_every
+        return f"at the start of every {every} rounds; the rounds between use the last ones{anew}"
+    return f"at the start of each round{anew}"
+
+
+def start_words(plan: Plan) -> str:
+    """Where the first model's weights come from."""
+    if not isinstance(plan.start, FileStart):
+        return "drawn from the plan's seed"
+    which = {
+        "all": "all tensors",
+        "matching": "those tensors that fit the network; the others are drawn from the plan's seed",
+    }[plan.start.tensors]
+    return f"from a file of weights with SHA-256 {plan.start.sha256}: {which}"
+
+
+_CONSENTS = {
+    "pair_sums_of_three_hospitals": "With three hospitals, each learns the sum of the two others' risks (mean losses).",
+    "open_hospital_risks": "Each hospital's risk (mean loss) may be known to all.",
+}
+
+
+def consent_words(plan: Plan) -> Iterator[str]:
+    """What hospitals agree to by taking part."""
+    for consent in plan.consents:
+        yield _CONSENTS.get(consent, consent)
 
 
 def _seconds(line: RoundRecord) -> float:
     return line.seconds.measure + line.seconds.train + line.seconds.aggregate
 
 
-def _method(record: RunRecord) -> Iterator[str]:
+def method_words(record: RunRecord) -> Iterator[str]:
+    """The method, and each penalty."""
     method = record.plan.method
     yield method.name
     for penalty in method.penalties if method.name == "flexfair" else ():

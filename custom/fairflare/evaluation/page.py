@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +23,8 @@ from fairflare.evaluation.drawing import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Drawin
 from fairflare.evaluation.facts import Fact, Guard, caution, facts, guards, headline
 from fairflare.evaluation.participation import WIDTH as STRIP_WIDTH
 from fairflare.evaluation.participation import Participation, participation
-from fairflare.evaluation.phrases import gathered
-from fairflare.evaluation.summary import Comparison, Remark, RunSummary
+from fairflare.evaluation.phrases import gathered, visible
+from fairflare.evaluation.summary import Comparison, Kind, Remark, RunSummary
 from fairflare.record import RunRecord
 
 
@@ -36,6 +35,35 @@ class ReportedRun:
     name: str
     record: RunRecord
     summary: RunSummary | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on the page, such as an image, its truth and its prediction side by side; ``png`` is the file itself.
+
+    A page is read by more people than the data are: only ever give pictures of synthetic data.
+    """
+
+    title: str
+    caption: str
+    png: bytes
+
+    def __post_init__(self) -> None:
+        if not self.png.startswith(_PNG):
+            raise ValueError("got bytes that are no PNG file, expected one")
+
+    @property
+    def address(self) -> str:
+        """The picture as an address that holds it."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, as the file's head says."""
+        return int.from_bytes(self.png[16:20], "big"), int.from_bytes(self.png[20:24], "big")
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -79,7 +107,22 @@ class _View:
 
     @cached_property
     def gaps(self) -> tables.TableView | None:
-        return tables.gap_table(self.run.summary) if self.run.summary and self.run.summary.attributes else None
+        if self.run.summary is None:
+            return None
+        noun = words.VOCABULARIES[self.run.summary.kind].noun
+        return tables.gap_table(self.run.summary, f"Gaps between groups on {self.run.summary.split} {noun}")
+
+    @cached_property
+    def overview(self) -> tables.TableView | None:
+        return tables.label_overview(self.run.summary) if self.run.summary and self.run.summary.labels else None
+
+    @cached_property
+    def labels(self) -> tuple[tables.LabelView, ...]:
+        return tuple(tables.label_views(self.run.summary)) if self.run.summary else ()
+
+    @property
+    def legend(self) -> words.Vocabulary:
+        return words.VOCABULARIES[self.run.summary.kind if self.run.summary else "two_labels"]
 
     @cached_property
     def worst(self) -> tuple[str, ...]:
@@ -98,7 +141,7 @@ class _View:
         return json.dumps(self.run.record.plan.model_dump(mode="json"), indent=2, ensure_ascii=False)
 
 
-def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> str:
+def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], pictures: Sequence[Picture] = ()) -> str:
     """The page for one run, or for several of which the first one with results is the baseline.
 
     Parameters
@@ -107,6 +150,9 @@ def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> s
         At least one, each with its own name.
     comparisons
         Of the first run with results with each later one, in order.
+    pictures
+        Shown in a row below the results. They become part of the page, so whoever calls this makes sure that they show
+        synthetic data only, never a patient.
     """
     environment = _environment()
     style = environment.get_template("page.css").render()
@@ -116,6 +162,8 @@ def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> s
     warnings = _warnings(runs, summaries, comparisons)
     return environment.get_template("page.html.j2").render(
         style_sha256=digest,
+        pictures=pictures,
+        comparison_words=words.VOCABULARIES[_kind(summaries)],
         title=", ".join(run.name for run in runs),
         sentences=list(headline([(run.name, run.record, run.summary) for run in runs], comparisons)),
         protected=_protected(runs),
@@ -130,6 +178,10 @@ def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> s
     )
 
 
+def _kind(summaries: Sequence[RunSummary]) -> Kind:
+    return summaries[0].kind if summaries else "two_labels"
+
+
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("fairflare.evaluation", "templates"),
@@ -141,19 +193,9 @@ def _environment() -> Environment:
     )
 
 
-#: Marks that change the direction of the text after them, and with it what a reader believes to read.
-_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
 def _visible(value: Any) -> Any:
-    """Write out characters that hide, reorder or cannot be encoded; text that the template made passes as it is."""
-    if type(value) is not str:
-        return value
-    return "".join(f"\\u{ord(letter):04x}" if _is_treacherous(letter) else letter for letter in value)
-
-
-def _is_treacherous(letter: str) -> bool:
-    return letter in _DIRECTION or (letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs"))
+    """Write treacherous characters out; text that the template made passes as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def _protected(runs: Sequence[ReportedRun]) -> list[_Protected]:

@@ -6,13 +6,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Final, Literal
 
+from fairflare.evaluation.remarks import collapses
+from fairflare.evaluation.words import COLLAPSES_SHORT
 from fairflare.record import Refusal, RoundRecord, RunRecord
 
 #: Width of a strip in the units of its view box; a letter, and a round that is cut off from the next, need so much.
 WIDTH, _LETTER, _CUT = 320.0, 9.0, 4.0
+#: Changes of a band that are told in words.
+_MOST_TEXTS = 12
 
+#: Tasks in which a site trains; in the second one it has no statistics of the round to train with.
+_TRAINING: Final = ("train", "train_alone")
 Kind = Literal["trained", "measured", "missing"]
 
 #: Code of a refusal -> what it means to a reader who knows no code.
@@ -65,6 +71,15 @@ class SiteRow:
 
 
 @dataclass(frozen=True)
+class Band:
+    """What is the same for all sites, round by round: its name, its strip, and all of it in words."""
+
+    name: str
+    segments: tuple[Segment, ...]
+    words: str
+
+
+@dataclass(frozen=True)
 class Key:
     """What a letter in the strips stands for."""
 
@@ -75,12 +90,13 @@ class Key:
 
 @dataclass(frozen=True)
 class Participation:
-    """All strips of a run, over ``rounds`` rounds, and their key."""
+    """All strips of a run, over ``rounds`` rounds, and their key; ``bands`` is empty if nothing was special."""
 
     rounds: int
     rows: tuple[SiteRow, ...]
     keys: tuple[Key, ...]
     description: str
+    bands: tuple[Band, ...]
 
 
 def participation(record: RunRecord) -> Participation:
@@ -93,7 +109,55 @@ def participation(record: RunRecord) -> Participation:
     keys = tuple(Key(letter, _reason(*reason), _meaning(reason[0])) for reason, letter in letters.items())
     absent = sum(1 for row in rows if row.absences)
     words = f"{absent} of {len(rows)} sites were missing at times" if absent else "every site took part in every round"
-    return Participation(len(record.rounds), rows, keys, f"Who took part in each round: {words}.")
+    bands = tuple(one for one in (_statistics(record), _models(record)) if one is not None)
+    return Participation(len(record.rounds), rows, keys, f"Who took part in each round: {words}.", bands)
+
+
+def _statistics(record: RunRecord) -> Band | None:
+    """When group statistics were exchanged; ``None`` if that was at the start of each round, or at every step."""
+    kinds: list[tuple[Kind, str, str]] = []
+    for line in record.rounds:
+        if "train_alone" not in line.participants:
+            kinds.append(("trained", "exchanged before training", "S"))
+        elif line.penalties:
+            kinds.append(("measured", "sent with the update, for the next round", "U"))
+        else:
+            kinds.append(("missing", "none", "N"))
+    if all(kind == "trained" for kind, _, _ in kinds):
+        return None
+    return Band("Group statistics", *_band(kinds))
+
+
+def _models(record: RunRecord) -> Band | None:
+    """Which rounds began with a model that had learnt nothing; ``None`` if none did."""
+    found = collapses(record)[: len(record.rounds)]
+    if not any(found):
+        return None
+    kinds: list[tuple[Kind, str, str]] = [
+        ("trained", "no collapse", "") if how is None else ("missing", f"collapse: {COLLAPSES_SHORT[how]}", "C")
+        for how in found
+    ]
+    return Band("Model at the start of the round", *_band(kinds))
+
+
+def _band(kinds: Sequence[tuple[Kind, str, str]]) -> tuple[tuple[Segment, ...], str]:
+    segments, texts, start = [], [], 0
+    unit = WIDTH / max(len(kinds), 1)
+    for (kind, what, letter), group in groupby(kinds):
+        length = len(list(group))
+        words = f"{_where(start, length)}: {what}"
+        shown = letter if kind != "trained" and unit * length >= _LETTER else ""
+        cuts = _cuts(start, length, unit)
+        segments.append(Segment(State(kind, what), start * unit, unit * length, shown, words, cuts))
+        texts.append(words + (f" ({letter})" if shown else ""))
+        start += length
+    if len(texts) > _MOST_TEXTS:
+        texts = [*texts[:_MOST_TEXTS], f"and so on, {len(texts) - _MOST_TEXTS} more changes"]
+    return tuple(segments), "; ".join(texts)
+
+
+def _where(start: int, length: int) -> str:
+    return f"round {start + 1}" if length == 1 else f"rounds {start + 1} to {start + length}"
 
 
 def _sites(record: RunRecord) -> list[str]:
@@ -106,7 +170,7 @@ def _sites(record: RunRecord) -> list[str]:
 
 
 def _state(record: RunRecord, line: RoundRecord, site: str) -> State:
-    if site in line.participants.get("train", ()):
+    if any(site in line.participants.get(task, ()) for task in _TRAINING):
         return State("trained")
     refusal = _last(line.refusals, site)
     if site in line.participants.get("measure", ()):
@@ -144,9 +208,8 @@ def _row(record: RunRecord, site: str, states: list[State], letters: dict[tuple[
     for state, group in groupby(states):
         length = len(list(group))
         letter = letters.get((state.why, state.task), "")
-        where = f"round {start + 1}" if length == 1 else f"rounds {start + 1} to {start + length}"
         what = {"trained": "took part", "measured": "statistics only", "missing": "missing"}[state.kind]
-        words = f"{where}: {what}"
+        words = f"{_where(start, length)}: {what}"
         if state.kind != "trained":
             words += f", {letter}: {_reason(state.why, state.task)}"
             absences.append(words)

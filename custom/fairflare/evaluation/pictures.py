@@ -53,6 +53,11 @@ def _figure(whole: Chart) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     if chart.chance is not None and untrained == []:
         axes.axhline(chart.chance, color=_GREY, linewidth=0.8, linestyle=":")
+    if chart.best is not None and chart.best in chart.x:
+        axes.axvline(chart.best, color=_GREY, linewidth=0.8, linestyle=(0, (4, 2)))
+        axes.annotate("best", (chart.best, 1.0), xycoords=("data", "axes fraction"), fontsize=8, color=_GREY)
+    for at in chart.collapsed if set(chart.collapsed) & set(chart.x) else ():
+        axes.axvspan(at - 0.5, at + 0.5, facecolor="none", edgecolor=_GREY, hatch="//", alpha=0.25, linewidth=0)
     last = chart.last
     worst = chart.worst_at(last) if last is not None else None
     for k, one in enumerate(shown):
@@ -66,7 +71,7 @@ def _figure(whole: Chart) -> Figure:
                 marker=_MARKERS[k % len(_MARKERS)], markevery=max(1, (len(chart.x) - 1) // 7), markersize=5,
                 markerfacecolor=None if worst is not None and chart.series[worst] is one else "white",
             )  # fmt: skip
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=0, right=max(chart.x[-1], 1) if chart.collapsed else None)
     if chart.from_zero:
         axes.set_ylim(bottom=0)
     _labels(axes, chart, worst)

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fairflare.evaluation.summary import AttributeSummary, Remark, RunSummary, Value
-from fairflare.evaluation.words import NAMES
+from fairflare.evaluation.summary import AttributeSummary, LabelSummary, Remark, RunSummary, Value
+from fairflare.evaluation.words import COLLAPSES, NAMES, VOCABULARIES
 from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL, EvaluationSums
-from fairflare.record import RunRecord
+from fairflare.plan import Plan
+from fairflare.record import Collapse, RunRecord
 
 #: Fewer records than this in a (group, label) cell are pointed out: a rate near 1/2 is known to +-0.17.
 SMALL_CELL = 30
@@ -25,29 +26,30 @@ LEVELLED = 0.02
 #: Share of record weights held at the plan's bounds from which on it is pointed out.
 HELD = 0.01
 
-#: Gap -> the metric whose worst group tells whether closing the gap helped anybody.
-_BENEFIT = {
-    "roc_auc_difference": "roc_auc",
-    "balanced_accuracy_difference": "balanced_accuracy",
-    "accuracy_difference": "accuracy",
-    "equal_opportunity_difference": "true_positive_rate",
-    "equalized_odds_difference": "balanced_accuracy",
-    "demographic_parity_difference": "balanced_accuracy",
-}
 
-
-def run_remarks(summary: RunSummary, record: RunRecord, sums: EvaluationSums) -> tuple[Remark, ...]:
-    """All warnings about one run, those that concern everything first."""
-    found = [
-        *_incomplete(record, summary),
-        *_threshold(record, summary),
-        *_constant(summary, sums),
-        *_held(record),
-        *_unseen(summary),
-    ]
-    for attribute in summary.attributes:
-        found += [*_missing(attribute, summary, record), *_small_cells(attribute, summary)]
+def sums_remarks(
+    summary: RunSummary, plan: Plan, sums: EvaluationSums, collapse: Collapse | None
+) -> tuple[Remark, ...]:
+    """Warnings that evaluation sums give reason for, those that concern everything first."""
+    found = list(_threshold(plan, summary))
+    if summary.kind == "images":
+        found += _unpainted(summary, sums, collapse)
+    elif summary.kind == "two_labels":
+        found += _constant(summary, sums)
+    else:
+        found += [*_all_constant(summary, collapse), *_chance(summary), *_never_called(summary)]
+    for place, attribute in enumerate(summary.attributes):
+        found += _missing(attribute, summary, plan)
+        if summary.kind == "images":
+            found += _few_images(attribute)
+        else:
+            found += _small_cells(attribute.attribute, place, summary)
     return (*found, *_wide_intervals(summary))
+
+
+def run_remarks(summary: RunSummary, record: RunRecord) -> tuple[Remark, ...]:
+    """All warnings about one run: what its record gives reason for, then those that its summary has."""
+    return (*_incomplete(record, summary), *_collapsed(record), *_held(record), *_unseen(summary), *summary.remarks)
 
 
 def _incomplete(record: RunRecord, summary: RunSummary) -> Iterator[Remark]:
@@ -62,15 +64,92 @@ def _incomplete(record: RunRecord, summary: RunSummary) -> Iterator[Remark]:
         )
 
 
-def _threshold(record: RunRecord, summary: RunSummary) -> Iterator[Remark]:
-    wanted = record.plan.evaluation.threshold
+def collapses(record: RunRecord) -> list[Collapse | None]:
+    """How each model failed on validation data, by rounds trained before it; with the final one, if there is one."""
+    found = [line.collapse for line in record.rounds]
+    return found if record.final is None else [*found, record.final.validation_collapse]
+
+
+def collapsed_spans(found: Sequence[Collapse | None]) -> Iterator[tuple[Collapse, int, int]]:
+    """Models in a row that failed alike: how, the first and the last of them."""
+    start = 0
+    for at, one in enumerate(found):
+        if one != found[start]:
+            start = at
+        if one is not None and (at + 1 == len(found) or found[at + 1] != one):
+            yield one, start, at
+
+
+def collapse_in_words(how: Collapse, first: int, last: int) -> str:
+    """Such as "after 3 to 5 rounds the model paints ..."."""
+    when = f"{first} round{'' if first == 1 else 's'}" if first == last else f"{first} to {last} rounds"
+    return f"after {when} the model {COLLAPSES[how]}"
+
+
+def _collapsed(record: RunRecord) -> Iterator[Remark]:
+    # That the first model has learnt nothing is no news.
+    spans = [one for one in collapsed_spans(collapses(record)) if one[2] > 0]
+    if spans:
+        text = "; ".join(collapse_in_words(*one) for one in spans)
+        yield Remark("collapse", f"on validation data, {text}. Small gaps of such a model mean nothing")
+
+
+def _threshold(plan: Plan, summary: RunSummary) -> Iterator[Remark]:
+    wanted = plan.evaluation.threshold
+    if summary.threshold is None:
+        return
     if wanted != summary.threshold.source:
-        yield Remark("threshold", "the validation records lack one of the labels, so the threshold is 0.5")
+        yield Remark("threshold", "no validation records, or they lack one of the labels, so the threshold is 0.5")
     elif wanted != "half" and summary.split == "validation":
         yield Remark(
             "threshold",
             "it was chosen on these same records: balanced accuracy at it looks better than it is",
         )
+
+
+def _final_collapse(summary: RunSummary, collapse: Collapse | None) -> Iterator[Remark]:
+    if collapse is not None:
+        text = f"on these {summary.split} data the model {COLLAPSES[collapse]}. Small gaps of such a model mean nothing"
+        yield Remark("collapsed model", text)
+
+
+def _unpainted(summary: RunSummary, sums: EvaluationSums, collapse: Collapse | None) -> Iterator[Remark]:
+    """A model that paints nothing or everything, and labels of which it never finds a pixel."""
+    yield from _final_collapse(summary, collapse)
+    table = sums.cells[EVERYBODY][0]
+    labels = summary.task["labels"][1:]
+    lost = [label for label, row in zip(labels, table, strict=True) if row[0] > 0 and row[3] == 0]
+    if lost:
+        yield Remark("no overlap", f"Dice of {', '.join(lost)} is 0 in each image: the model finds no pixel of it")
+
+
+def _few_images(attribute: AttributeSummary) -> Iterator[Remark]:
+    few = [f"{group.group} has {group.records}" for group in attribute.groups if 0 < group.records < SMALL_CELL]
+    if few:
+        yield Remark("small group", f"{attribute.attribute}: {', '.join(few)} (fewer than {SMALL_CELL} images)")
+
+
+def _all_constant(summary: RunSummary, collapse: Collapse | None) -> Iterator[Remark]:
+    yield from _final_collapse(summary, collapse)
+
+
+def _chance(summary: RunSummary) -> Iterator[Remark]:
+    """Labels that the model may not know at all."""
+    found = []
+    for part in summary.labels:
+        auc = part.overall.metrics["roc_auc"]
+        if auc.low is not None and auc.low <= 0.5:
+            found.append(f"{part.label} ({auc.low:.2f} to {auc.high:.2f})")
+    if found:
+        text = f"not shown to be better than chance, area under the ROC curve: {', '.join(found)}"
+        yield Remark("chance", f"{text}. Small gaps of such labels mean little")
+
+
+def _never_called(summary: RunSummary) -> Iterator[Remark]:
+    names = [part.label for part in summary.labels if part.overall.metrics["selection_rate"].value == 0.0]
+    if names:
+        text = f"no record reaches the threshold for {', '.join(names)}"
+        yield Remark("never called", f"{text}, so gaps of decisions (rates, accuracy) about it mean nothing")
 
 
 def is_constant(histogram: np.ndarray) -> bool:
@@ -124,30 +203,36 @@ def _unseen(summary: RunSummary) -> Iterator[Remark]:
         )
 
 
-def _missing(attribute: AttributeSummary, summary: RunSummary, record: RunRecord) -> Iterator[Remark]:
+def _missing(attribute: AttributeSummary, summary: RunSummary, plan: Plan) -> Iterator[Remark]:
     if attribute.missing > 0:
-        overall, cells = summary.overall, record.plan.cells
+        overall, cells = summary.overall, plan.cells
         share = attribute.missing / max(overall.records, 1)
+        crossed = any("of" in one for one in summary.vocabulary if one["name"] == attribute.attribute)
+        noun, known = VOCABULARIES[summary.kind].noun, attribute.missing_positives
+        among = "" if known is None else f", {known} of them {summary.task['labels'][1]},"
         text = (
-            f"{attribute.attribute}: {attribute.missing} of {overall.records} records ({share:.1%}), "
-            f"{attribute.missing_positives} of them {summary.task['labels'][1]}, are in no group, because the "
-            "attribute is missing"
+            f"{attribute.attribute}: {attribute.missing} of {overall.records} {noun} ({share:.1%}){among} are in no "
+            f"group, because {'one of its attributes' if crossed else 'the attribute'} is missing"
         )
         if cells.minimum > 1 or cells.sites > 1:
             text += " or the cell was too small to be released; rates that mix labels may be shifted by it"
         yield Remark("missing records", text)
 
 
-def _small_cells(attribute: AttributeSummary, summary: RunSummary) -> Iterator[Remark]:
-    negative, positive = summary.task["labels"]
-    cells = []
-    for group in attribute.groups:
+def _small_cells(attribute: str, place: int, summary: RunSummary) -> Iterator[Remark]:
+    cells = [text for part in summary.parts for text in _few_of(part, place, summary)]
+    if cells:
+        yield Remark("small cell", f"{attribute}: {', '.join(cells)} (fewer than {SMALL_CELL})")
+
+
+def _few_of(part: LabelSummary, place: int, summary: RunSummary) -> Iterator[str]:
+    """Groups with few records of a label; of one of several labels, what is not of it is never the rare part."""
+    negative, positive = ("", part.label) if part.label else summary.task["labels"]
+    for group in part.attributes[place].groups:
         positives = group.positives or 0
         for label, count in ((negative, group.records - positives), (positive, positives)):
-            if 0 < count < SMALL_CELL:
-                cells.append(f"{group.group} has {count} records labelled {label}")
-    if cells:
-        yield Remark("small cell", f"{attribute.attribute}: {', '.join(cells)} (fewer than {SMALL_CELL})")
+            if label and 0 < count < SMALL_CELL:
+                yield f"{group.group} has {count} records labelled {label}"
 
 
 def is_wide(value: Value) -> bool:
@@ -158,10 +243,7 @@ def is_wide(value: Value) -> bool:
 def _wide_intervals(summary: RunSummary) -> Iterator[Remark]:
     places = [("everybody", summary.overall)]
     places += [(f"{part.attribute} {group.group}", group) for part in summary.attributes for group in part.groups]
-    for metric, words in (
-        ("roc_auc", "area under the ROC curve"),
-        ("balanced_accuracy", "balanced accuracy"),
-    ):
+    for metric, words in VOCABULARIES[summary.kind].wide.items():
         wide = [place for place, group in places if is_wide(group.metrics[metric])]
         if wide:
             yield Remark("wide interval", f"{words}: wider than {WIDE:g} for {', '.join(wide)}")
@@ -171,7 +253,7 @@ def comparison_remarks(baseline: RunSummary, other: RunSummary) -> tuple[Remark,
     """All warnings about two comparable runs."""
     found = list(_different_records(baseline, other))
     for before, after in zip(baseline.attributes, other.attributes, strict=True):
-        found += _levelling_down(before, after)
+        found += _levelling_down(before, after, VOCABULARIES[baseline.kind].benefit)
     return tuple(found)
 
 
@@ -185,10 +267,10 @@ def _different_records(baseline: RunSummary, other: RunSummary) -> Iterator[Rema
         )
 
 
-def _levelling_down(before: AttributeSummary, after: AttributeSummary) -> Iterator[Remark]:
+def _levelling_down(before: AttributeSummary, after: AttributeSummary, benefit: Mapping[str, str]) -> Iterator[Remark]:
     """Levelling down: a gap fell, the worst group did not gain, and a better group lost."""
     gaps, evidence = [], []
-    for gap, metric in _BENEFIT.items():
+    for gap, metric in benefit.items():
         old, new = before.gaps[gap].value, after.gaps[gap].value
         loss = _loss_without_gain(before, after, metric)
         if old is not None and new is not None and new < old - LEVELLED and loss:

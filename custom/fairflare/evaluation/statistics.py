@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a number is: 95 % intervals from histograms alone, and paired differences over seeds.
+"""How sure a number is: 95 % intervals from histograms alone, and paired differences, over seeds or patients.
 
-Both kinds of interval take records for independent. Images of the same lesion or patient are not, and the
-sums do not say which records belong together; so intervals are somewhat too narrow wherever a patient has
-several records.
+Intervals from sums take records for independent. Images of the same lesion or patient are not, and the sums do not say
+which records belong together; so these intervals are somewhat too narrow wherever a patient has several records. Where
+a site knows its own patients, :func:`paired_bootstrap` draws whole ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
-from fairflare.fairness.groups import HEAD, Floats
+from fairflare.fairness.groups import HEAD, Floats, Integers
 from fairflare.fairness.metrics import Booleans, Scores, group_gaps, group_metrics
 
 CONFIDENCE = 0.95
@@ -88,11 +90,11 @@ def bootstrap(
     histogram = table[..., HEAD:]
     used = np.flatnonzero(histogram.sum(axis=(0, 1)))
     small = histogram[..., used]
-    value = _bin_values(table, used)
+    value = bin_values(table, used)
     edge = int(np.searchsorted(used, scores.edge))
     metrics: dict[str, list[Floats]] = {}
     gaps: dict[str, list[Floats]] = {}
-    for drawn in _draw(small, np.random.default_rng(seed), resamples):
+    for drawn in draw_cells(small, np.random.default_rng(seed), resamples):
         sample = Scores(drawn, (drawn * value).sum(axis=-1), edge, scores.complete)
         for name, values in group_metrics(sample).items():
             metrics.setdefault(name, []).append(values)
@@ -104,8 +106,11 @@ def bootstrap(
     )
 
 
-def _bin_values(table: Floats, used: np.ndarray) -> Floats:
-    """Score of a record in each bin of ``used``, shape (K, 2, used), such that the sum of scores is exact."""
+def bin_values(table: Floats, used: np.ndarray) -> Floats:
+    """Value of a record in each bin of ``used``, shape (..., used), such that the sum of values is exact.
+
+    ``table`` (..., 4 + bins) are cells of an ``EvaluationSums``.
+    """
     bins = table.shape[-1] - HEAD
     middle = (used + 0.5) / bins
     count = table[..., 0]
@@ -114,12 +119,12 @@ def _bin_values(table: Floats, used: np.ndarray) -> Floats:
     return np.asarray(middle + shift[..., None], dtype=np.float64)
 
 
-def _draw(histogram: Floats, generator: np.random.Generator, resamples: int) -> Iterator[Floats]:
-    """Resampled histograms (chunk, K, 2, bins), a few at a time, so that memory stays small."""
-    flat = np.rint(histogram.ravel())
+def draw_cells(count: Floats, generator: np.random.Generator, resamples: int) -> Iterator[Floats]:
+    """Resampled counts (chunk, ...) of cells of any shape, a few at a time, so that memory stays small."""
+    flat = np.rint(count.ravel())
     filled = np.flatnonzero(flat > 0)
     if filled.size == 0:
-        yield np.zeros((resamples, *histogram.shape))
+        yield np.zeros((resamples, *count.shape))
         return
     counts = flat[filled]
     chunk = max(1, min(resamples, _CHUNK // flat.size))
@@ -127,7 +132,7 @@ def _draw(histogram: Floats, generator: np.random.Generator, resamples: int) -> 
         size = min(chunk, resamples - start)
         drawn = np.zeros((size, flat.size))
         drawn[:, filled] = generator.multinomial(int(counts.sum()), counts / counts.sum(), size=size)
-        yield drawn.reshape(size, *histogram.shape)
+        yield drawn.reshape(size, *count.shape)
 
 
 def percentile_interval(samples: Floats) -> Interval | None:
@@ -200,3 +205,118 @@ def paired_difference(baseline: Sequence[float], other: Sequence[float]) -> Pair
         low, high = mean - reach, mean + reach
         p_value = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
     return PairedDifference(n, float(first.mean()), sd_first, float(second.mean()), sd_second, mean, low, high, p_value)
+
+
+#: A number from records, given by their places in a data set; a place may come more than once. NaN: not estimable.
+Metric = Callable[[Integers], float]
+
+
+@dataclass(frozen=True)
+class PairedBootstrap:
+    """Two models on the same records: both values, and ``second - first`` with its 95 % interval.
+
+    ``None`` is "not estimable"; ``low`` and ``high`` also where :func:`percentile_interval` gives no interval.
+    ``records`` and ``patients`` say how many the numbers are of.
+    """
+
+    records: int
+    patients: int
+    first: float | None
+    second: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+
+
+def paired_bootstrap(
+    first: Metric,
+    second: Metric,
+    patients: NDArray[Any],
+    *,
+    chosen: Booleans | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> PairedBootstrap:
+    """How much better the second model is on the same records, whole patients drawn with replacement.
+
+    Both models meet the same patients in each resample, so what makes a patient hard for both cancels; and all records
+    of a patient are drawn together, since they are alike.
+
+    Parameters
+    ----------
+    first, second
+        The metric of each model; see :func:`mean_metric` and its neighbours.
+    patients
+        Array (n,): whose record it is; any values that can be sorted.
+    chosen
+        bool array (n,): the records to compare on, such as one group's; all by default.
+    resamples, seed
+        Of the bootstrap; the same numbers give the same interval.
+    """
+    places = np.arange(len(patients)) if chosen is None else np.flatnonzero(chosen)
+    _, whose = np.unique(np.asarray(patients)[places], return_inverse=True)
+    count = int(whose.max()) + 1 if whose.size else 0
+    one, two = (_known(metric(places)) if places.size else None for metric in (first, second))
+    if one is None or two is None:
+        return PairedBootstrap(places.size, count, one, two, None, None, None)
+    own = np.split(places[np.argsort(whose, kind="stable")], np.cumsum(np.bincount(whose))[:-1])
+    generator = np.random.default_rng(seed)
+    samples = np.empty(resamples)
+    for number in range(resamples if count > 1 else 0):
+        drawn = np.concatenate([own[k] for k in generator.integers(0, count, count)])
+        samples[number] = second(drawn) - first(drawn)
+    interval = percentile_interval(samples) if count > 1 else None
+    low, high = (None, None) if interval is None else (interval.low, interval.high)
+    return PairedBootstrap(places.size, count, one, two, two - one, low, high)
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def paired_by_group(
+    first: Metric,
+    second: Metric,
+    patients: NDArray[Any],
+    groups: Mapping[str, Booleans],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, PairedBootstrap]:
+    """:func:`paired_bootstrap` on each group's records (n,), by name."""
+    return {
+        name: paired_bootstrap(first, second, patients, chosen=chosen, resamples=resamples, seed=seed)
+        for name, chosen in groups.items()
+    }
+
+
+def mean_metric(values: Floats) -> Metric:
+    """Mean of a value per record (n,): of each image's Dice, say, or of "called what it is" for the accuracy."""
+    return lambda places: float(values[places].mean()) if places.size else float("nan")
+
+
+def auc_metric(score: Floats, positive: Booleans) -> Metric:
+    """Area under the ROC curve of scores (n,), equal ones counted as one half."""
+
+    def value(places: Integers) -> float:
+        own, truth = score[places], positive[places]
+        wins, losses = int(truth.sum()), int((~truth).sum())
+        if wins == 0 or losses == 0:
+            return float("nan")
+        ordered = np.sort(own[~truth])
+        below = np.searchsorted(ordered, own[truth]) + np.searchsorted(ordered, own[truth], side="right")
+        return float(below.sum()) / (2 * wins * losses)
+
+    return value
+
+
+def balanced_accuracy_metric(called: Booleans, positive: Booleans) -> Metric:
+    """Mean of sensitivity and specificity of calls (n,)."""
+
+    def value(places: Integers) -> float:
+        own, truth = called[places], positive[places]
+        if truth.all() or not truth.any():
+            return float("nan")
+        return float(own[truth].mean() + (~own[~truth]).mean()) / 2
+
+    return value

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Split = Literal["validation", "test"]
+#: What is judged: records of two labels; of more labels, each against all others and their mean; or painted images.
+Kind = Literal["two_labels", "several_labels", "images"]
 
 NO_INTERVAL = "no interval: too few records, or none that differ"
 TOO_FEW_GROUPS = "fewer than two groups"
@@ -41,11 +43,13 @@ class GroupSummary:
     Attributes
     ----------
     records
-        Released ones: where one label is withheld, those of the other.
+        Released ones: where one label is withheld, those of the other. Of a segmentation, images.
     positives
-        ``None`` where none was released, so that there may be some.
+        ``None`` where none was released, so that there may be some, and where no label is the positive one.
     metrics
-        Metric name (``fairness.metrics.METRICS`` and ``mean_loss``) -> value.
+        Metric name -> value. Two labels: ``fairness.metrics.METRICS`` and ``mean_loss``; the mean over more labels:
+        ``evaluation.macro.MACRO`` and ``mean_loss``; images: ``fairness.images.METRICS``, and of several labels
+        ``dice/LABEL`` and ``low_dice/LABEL``.
     """
 
     group: str
@@ -72,13 +76,13 @@ class AttributeSummary:
     groups
         In the order of the plan.
     gaps
-        Gap name (``fairness.metrics.GAPS``) -> value.
+        Gap name -> value.
     worst
-        ``roc_auc`` and ``balanced_accuracy`` -> worst group; absent where fewer than two groups
-        have a value, or all have the same.
+        Metric (``words.Vocabulary.worst_by``) -> worst group; absent where fewer than two groups have a value, or all
+        have the same.
     missing, missing_positives
-        Records of ``all`` that are in no group, and the positive ones of them: the attribute is missing, or the cell
-        was withheld.
+        Records of ``all`` that are in no group, and the positive ones of them (``None`` where no label is the positive
+        one): the attribute is missing, or the cell was withheld.
     """
 
     attribute: str
@@ -86,7 +90,16 @@ class AttributeSummary:
     gaps: Mapping[str, Value]
     worst: Mapping[str, WorstGroup]
     missing: int
-    missing_positives: int
+    missing_positives: int | None
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """Results of one of several labels against all others: they are then the positive and the negative ones."""
+
+    label: str
+    overall: GroupSummary
+    attributes: tuple[AttributeSummary, ...]
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,19 @@ class Remark:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run on one split; ``task`` and ``vocabulary`` (the attributes) are copied from the plan."""
+    """One model on one split; ``task`` and ``vocabulary`` (attributes, then intersections) are copied from the plan.
+
+    Attributes
+    ----------
+    rounds, status
+        0 and "" if the numbers are not from a run's record.
+    threshold
+        ``None`` for images: nothing is called positive there.
+    overall, attributes
+        Of more than two labels, the mean over labels.
+    labels
+        Of more than two labels, each against all others; else empty.
+    """
 
     name: str
     method: str
@@ -132,11 +157,24 @@ class RunSummary:
     score_bins: int
     rounds: int
     sites: tuple[str, ...]
-    threshold: Threshold
+    threshold: Threshold | None
     overall: GroupSummary
     attributes: tuple[AttributeSummary, ...]
+    labels: tuple[LabelSummary, ...]
     penalties: tuple[PenaltySummary, ...]
     remarks: tuple[Remark, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """Which metrics there are."""
+        if self.task["kind"] == "segmentation":
+            return "images"
+        return "two_labels" if len(self.task["labels"]) == 2 else "several_labels"
+
+    @property
+    def parts(self) -> tuple[LabelSummary, ...]:
+        """Labels that are judged one by one: those of :attr:`labels`, or the whole, without a name."""
+        return self.labels or (LabelSummary("", self.overall, self.attributes),)
 
     def by_attribute(self, name: str) -> AttributeSummary:
         """Results by the attribute called ``name``; ``KeyError`` if the plan does not declare it."""
@@ -148,7 +186,10 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Change:
-    """``other - baseline`` of one number; ``None`` if either is not estimable; ``group`` is "" for gaps."""
+    """``other - baseline`` of one number; ``None`` if either is not estimable; ``group`` is "" for gaps.
+
+    A ``metric`` of one of several labels is ``METRIC/LABEL``.
+    """
 
     attribute: str
     group: str

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 from fairflare.evaluation.curves import Chart
 from fairflare.evaluation.drawing import thinned
-from fairflare.evaluation.phrases import change_in_words, number, of_interest
-from fairflare.evaluation.report import WORST_BY
-from fairflare.evaluation.summary import AttributeSummary, GroupSummary, RunSummary, Value
-from fairflare.evaluation.words import COLUMNS, MEANINGS, NAMES, worst_group_by
+from fairflare.evaluation.phrases import change_in_words, columns, number, of_interest
+from fairflare.evaluation.summary import AttributeSummary, GroupSummary, LabelSummary, RunSummary, Value
+from fairflare.evaluation.words import COLUMNS, MEANINGS, NAMES, VOCABULARIES, name_of, worst_group_by
 
 #: Rows of a table of a curve's values at most.
 MOST_ROWS = 120
@@ -82,56 +81,117 @@ def interval(value: Value) -> str:
     return "" if value.low is None or value.high is None else f"{value.low:.2f} to {value.high:.2f}"
 
 
-def group_table(summary: RunSummary, metrics: Mapping[str, str], caption: str) -> TableView:
-    """Results of everybody and of every group; ``metrics``: name -> head of its column."""
+#: What results are shown of: a whole run, or one of its labels against all others.
+Part = RunSummary | LabelSummary
+
+
+def group_table(part: Part, metrics: Mapping[str, str], caption: str, count: str) -> TableView:
+    """Results of everybody and of every group; ``metrics``: name -> head of its column; ``count``: head of the first.
+
+    How many records are positive stands in the first column if its head says so.
+    """
     notes = _Notes()
-    blocks = [Block("", (_group_row("everybody", summary.overall, metrics, {}, notes),))]
-    for part in summary.attributes:
-        worst = {metric: found.group for metric, found in part.worst.items()}
-        rows = tuple(_group_row(group.group, group, metrics, worst, notes) for group in part.groups)
-        blocks.append(Block(part.attribute, rows))
-    heads = ("Group", "Records (positive)", *(title.replace("\n", " ") for title in metrics.values()))
+    blocks = [Block("", (_group_row("everybody", part.overall, metrics, {}, notes, count),))]
+    for one in part.attributes:
+        worst = {metric: found.group for metric, found in one.worst.items()}
+        rows = tuple(_group_row(group.group, group, metrics, worst, notes, count) for group in one.groups)
+        blocks.append(Block(one.attribute, rows))
+    heads = ("Group", count, *(title.replace("\n", " ") for title in metrics.values()))
     return TableView(caption, heads, tuple(blocks), tuple(notes.texts))
 
 
 def _group_row(
-    name: str, group: GroupSummary, metrics: Mapping[str, str], worst: Mapping[str, str], notes: _Notes
+    name: str, group: GroupSummary, metrics: Mapping[str, str], worst: Mapping[str, str], notes: _Notes, count: str
 ) -> Row:
     known = "positives unknown" if group.positives is None else f"{group.positives} positive"
-    first = Cell(str(group.records), known)
+    first = Cell(str(group.records), known if count == _POSITIVE else "")
     cells = (notes.cell(group.metrics[metric], worst=worst.get(metric) == group.group) for metric in metrics)
     return Row(name, (first, *cells))
 
 
+_POSITIVE = "Records (positive)"
+
+
+def _count(summary: RunSummary) -> str:
+    return _POSITIVE if summary.kind == "two_labels" else VOCABULARIES[summary.kind].noun.capitalize()
+
+
 def main_table(summary: RunSummary) -> TableView:
     """The metrics that a reader should judge by."""
-    return group_table(summary, COLUMNS, f"Results by group on {summary.split} records, each with its 95 % interval")
+    what = "Means over labels by group" if summary.labels else "Results by group"
+    caption = f"{what} on {summary.split} {VOCABULARIES[summary.kind].noun}, each with its 95 % interval"
+    return group_table(summary, columns(summary), caption, _count(summary))
 
 
-def other_table(summary: RunSummary) -> TableView:
-    """All other metrics."""
-    others = {metric: NAMES[metric] for metric in summary.overall.metrics if metric not in COLUMNS}
-    return group_table(summary, others, f"Other numbers by group on {summary.split} records")
+def other_table(summary: RunSummary) -> TableView | None:
+    """All other metrics; ``None`` if there are none."""
+    shown = columns(summary)
+    others = {metric: name_of(metric) for metric in summary.overall.metrics if metric not in shown}
+    caption = f"Other numbers by group on {summary.split} {VOCABULARIES[summary.kind].noun}"
+    return group_table(summary, others, caption, _count(summary)) if others else None
 
 
-def gap_table(summary: RunSummary) -> TableView:
-    """Gaps between groups with intervals, and what each compares."""
+def gap_table(part: Part, caption: str) -> TableView | None:
+    """Gaps between groups with intervals, and what each compares; ``None`` without attributes."""
     notes = _Notes()
     blocks = []
-    for part in summary.attributes:
-        rows = [Row(NAMES[gap], (notes.cell(value), Cell(MEANINGS[gap]))) for gap, value in part.gaps.items()]
-        blocks.append(Block(part.attribute, tuple(rows)))
-    return TableView(
-        f"Gaps between groups on {summary.split} records",
-        ("Gap", "Value", "What is compared"),
-        tuple(blocks),
-        tuple(notes.texts),
-    )
+    for one in part.attributes:
+        rows = [Row(NAMES[gap], (notes.cell(value), Cell(MEANINGS[gap]))) for gap, value in one.gaps.items()]
+        blocks.append(Block(one.attribute, tuple(rows)))
+    heads = ("Gap", "Value", "What is compared")
+    return TableView(caption, heads, tuple(blocks), tuple(notes.texts)) if blocks else None
 
 
-def worst_sentences(summary: RunSummary) -> Iterator[str]:
+def label_overview(summary: RunSummary) -> TableView:
+    """One row for each of several labels: how well it is told from all others, and for whom worst."""
+    notes = _Notes()
+    rows = []
+    for part in summary.labels:
+        cells = [Cell(str(part.overall.positives) if part.overall.positives is not None else "unknown")]
+        cells += [notes.cell(part.overall.metrics[metric]) for metric in _OVERVIEW]
+        for one in part.attributes:
+            worst = one.worst.get("roc_auc")
+            cells.append(Cell("none") if worst is None else notes.cell(worst.value, name=worst.group))
+        rows.append(Row(part.label, tuple(cells)))
+    names = [COLUMNS[metric].replace("\n", " ") for metric in _OVERVIEW]
+    worst_heads = [f"Worst group of {one.attribute} by area under ROC curve" for one in summary.attributes]
+    caption = f"Each label against all others on {summary.split} records"
+    return TableView(caption, ("Label", "Records", *names, *worst_heads), (Block("", tuple(rows)),), tuple(notes.texts))
+
+
+_OVERVIEW = ("roc_auc", "balanced_accuracy", "true_positive_rate")
+
+
+@dataclass(frozen=True)
+class LabelView:
+    """One of several labels on the page: its headline, and its tables; ``gaps`` is ``None`` without attributes."""
+
+    title: str
+    groups: TableView
+    others: TableView
+    gaps: TableView | None
+    worst: tuple[str, ...]
+
+
+def label_views(summary: RunSummary) -> Iterator[LabelView]:
+    """Tables of each of several labels against all others."""
+    for part in summary.labels:
+        auc = part.overall.metrics["roc_auc"]
+        between = f" ({interval(auc)})" if interval(auc) else ""
+        against = f"{part.label} against all others"
+        others = {metric: name_of(metric) for metric in part.overall.metrics if metric not in COLUMNS}
+        yield LabelView(
+            title=f"{against}: area under ROC curve {number(auc.value)}{between}",
+            groups=group_table(part, COLUMNS, f"{against}: results by group on {summary.split} records", _POSITIVE),
+            others=group_table(part, others, f"{against}: other numbers by group", _POSITIVE),
+            gaps=gap_table(part, f"{against}: gaps between groups"),
+            worst=tuple(worst_sentences(part)),
+        )
+
+
+def worst_sentences(whole: Part) -> Iterator[str]:
     """Who is worst off, by what, and how sure that is."""
-    for part in summary.attributes:
+    for part in whole.attributes:
         for metric, worst in part.worst.items():
             shown = f"{number(worst.value.value)} {f'({interval(worst.value)})' if interval(worst.value) else ''}"
             sure = "" if worst.certainty is None else f"; the worst in {worst.certainty:.0%} of resamples"
@@ -144,14 +204,16 @@ def comparison_table(summaries: Sequence[RunSummary]) -> TableView:
     """Runs side by side, the first being the baseline: what any run's penalties aim at, and the worst groups."""
     notes = _Notes()
     overall = [summary.overall for summary in summaries]
-    rows = (_line(NAMES[m], m, [group.metrics[m] for group in overall], notes) for m in WORST_BY)
+    worst_by = VOCABULARIES[summaries[0].kind].worst_by
+    rows = (_line(NAMES[m], m, [group.metrics[m] for group in overall], notes) for m in worst_by)
     blocks = [Block("everybody", tuple(rows))]
     for place, part in enumerate(summaries[0].attributes):
         parts = [summary.attributes[place] for summary in summaries]
         blocks.append(Block(part.attribute, tuple(_attribute_lines(part, parts, summaries, notes))))
     heads = [f"{summary.name} ({summary.method})" for summary in summaries]
     heads[0] = f"{summaries[0].name} ({summaries[0].method}, baseline)"
-    caption = f"Runs side by side on {summaries[0].split} records; changes are against the first"
+    noun = VOCABULARIES[summaries[0].kind].noun
+    caption = f"Runs side by side on {summaries[0].split} {noun}; changes are against the first"
     return TableView(caption, ("Metric", *heads), tuple(blocks), tuple(notes.texts))
 
 
@@ -165,7 +227,7 @@ def _attribute_lines(
             yield _line(f"{group.group}: {NAMES[metric]}", metric, values, notes)
     for gap in gaps:
         yield _line(NAMES[gap], gap, [part.gaps[gap] for part in parts], notes)
-    for metric in WORST_BY:
+    for metric in VOCABULARIES[summaries[0].kind].worst_by:
         found = [part.worst.get(metric) for part in parts]
         values = [Value(None, None, None, 0, "no worst group") if one is None else one.value for one in found]
         names = ["" if one is None else one.group for one in found]
@@ -185,12 +247,16 @@ def curve_table(chart: Chart) -> TableView:
     places = thinned(len(chart.x), MOST_ROWS)
     with_worst = chart.worst != "none"
     rows = []
+    marked = [("Best on validation", {chart.best})] if chart.best is not None else []
+    marked += [("Collapse", set(chart.collapsed))] if chart.collapsed else []
     for at in places:
         worst = chart.worst_at(at)
         cells = [Cell(number(one.y[at])) for one in chart.series]
         if with_worst:
             cells.append(Cell("none" if worst is None else chart.series[worst].name))
+        cells += [Cell("yes" if chart.x[at] in which else "") for _, which in marked]
         rows.append(Row(str(chart.x[at]), tuple(cells)))
-    heads = ("Rounds trained", *(one.name for one in chart.series), *(["Worst group"] if with_worst else []))
+    extra = [*(["Worst group"] if with_worst else []), *(head for head, _ in marked)]
+    heads = ("Rounds trained", *(one.name for one in chart.series), *extra)
     cut = f" ({len(places)} of {len(chart.x)} rows; the record has all)" if len(places) < len(chart.x) else ""
     return TableView(f"{chart.title}{cut}", heads, (Block("", tuple(rows)),))

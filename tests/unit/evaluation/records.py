@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from fairflare.fairness.groups import EvaluationSums, Floats, Integers
+from fairflare.fairness.groups import EvaluationSums, Floats, Integers, image_strata, label_strata
 from fairflare.plan import Plan, parse_plan
 from fairflare.record import (
     Final,
@@ -48,6 +48,7 @@ def flexfair(attribute: str = "sex", criterion: str = "equal_opportunity") -> di
         "scaling": "joint",
         "min_weight": 0.0,
         "max_weight": None,
+        "remeasure_own": None,
         "utility_clip": 10.0,
     }
 
@@ -64,8 +65,10 @@ def make_plan(**changes: Any) -> Plan:
             "input": {"kind": "table", "features": [{"name": "x", "center": 0.0, "scale": 1.0}]},
         },
         "attributes": [SEX, AGE],
+        "intersections": [],
         "cells": {"minimum": 0, "sites": 1},
         "model": {"name": "mlp", "hidden": [4]},
+        "start": {"kind": "seed"},
         "training": {
             "rounds": 2,
             "work": {"unit": "epochs", "amount": 1},
@@ -85,10 +88,109 @@ def make_plan(**changes: Any) -> Plan:
         "method": FEDAVG,
         "protection": {"update": "none", "statistics": "none"},
         "differential_privacy": None,
+        "consents": [],
         "federation": {"min_sites": 2, "task_timeout_seconds": 60.0, "max_missed": 1},
         "evaluation": {"score_bins": BINS, "threshold": "half"},
     }
     return parse_plan(json.dumps(fields | changes))
+
+
+SKIN_LABELS = ("melanoma", "nevus", "keratosis", "carcinoma")
+IMAGE = {
+    "kind": "image", "channels": 3, "height": 64, "width": 64, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2],
+    "augmentation": "none",
+}  # fmt: skip
+TOGETHER = {"name": "sex_and_age", "of": ["sex", "age"]}
+
+
+def make_several(**changes: Any) -> Plan:
+    """A plan of four labels, and an intersection."""
+    plan = make_plan()
+    fields: dict[str, Any] = {
+        "name": "skin_four",
+        "task": {**plan.task.model_dump(mode="json"), "labels": list(SKIN_LABELS)},
+        "training": {**plan.training.model_dump(mode="json"), "class_weights": [1.0] * 4},
+        "intersections": [TOGETHER],
+    }
+    return make_plan(**(fields | changes))
+
+
+def make_painted(labels: tuple[str, ...] = ("background", "polyp"), **changes: Any) -> Plan:
+    """A plan of a segmentation."""
+    plan = make_plan()
+    fields: dict[str, Any] = {
+        "name": "polyps",
+        "task": {
+            "kind": "segmentation", "data_set": "polyp_images", "labels": list(labels),
+            "mask_values": list(range(len(labels))), "input": IMAGE,
+        },
+        "model": {"name": "unet", "widths": [8, 16]},
+        "training": {**plan.training.model_dump(mode="json"), "class_weights": [1.0] * len(labels)},
+    }  # fmt: skip
+    return make_plan(**(fields | changes))
+
+
+class Evaluated(Protocol):
+    """Records that a model was evaluated on."""
+
+    def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
+        """Evaluation sums of one site that holds all of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Dice (n, F) of images, their loss (n,) and groups."""
+
+    dice: Floats
+    loss: Floats
+    groups: Mapping[str, Integers]
+
+    def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
+        """Evaluation sums of one site that holds all of them."""
+        strata = image_strata(self.dice, self.loss)
+        return EvaluationSums.measure(strata, self.groups, plan.sizes, plan.evaluation.score_bins, minimum)
+
+
+def paint(
+    n: int = 400, *, seed: int = 0, labels: int = 1, skill: tuple[float, float] = (3.0, 5.0), missing: float = 0.0
+) -> Images:
+    """Images whose Dice is drawn around ``skill`` / (``skill`` + 1.5), for (female, male)."""
+    generator = np.random.default_rng(seed)
+    sex, age = generator.integers(0, 2, n), generator.integers(0, 3, n)
+    dice = generator.beta(np.array(skill)[sex][:, None], 1.5, (n, labels))
+    loss = 1 - dice.mean(axis=1) + 0.1
+    sex = np.where(generator.random(n) < missing, -1, sex)
+    return Images(dice, loss, {"sex": sex, "age": age})
+
+
+@dataclass(frozen=True)
+class Several:
+    """Probabilities (n, C) of several labels, true labels and groups."""
+
+    probability: Floats
+    label: Integers
+    groups: Mapping[str, Integers]
+
+    def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
+        """Evaluation sums of one site that holds all of them."""
+        own = self.probability[np.arange(len(self.label)), self.label]
+        strata = label_strata(self.probability, -np.log(np.maximum(own, 1e-12)), self.label)
+        return EvaluationSums.measure(strata, self.groups, plan.sizes, plan.evaluation.score_bins, minimum)
+
+
+def draw_several(
+    n: int = 1600, *, seed: int = 0, skill: tuple[float, float] = (1.2, 2.0), missing: float = 0.0
+) -> Several:
+    """Records of four labels, the later ones rarer, told apart by ``skill`` for (female, male)."""
+    generator = np.random.default_rng(seed)
+    sex, age = generator.integers(0, 2, n), generator.integers(0, 3, n)
+    label = generator.choice(4, n, p=[0.4, 0.3, 0.2, 0.1])
+    logit = generator.normal(size=(n, 4)) + np.eye(4)[label] * np.array(skill)[sex][:, None]
+    probability = np.exp(logit) / np.exp(logit).sum(axis=1, keepdims=True)
+    sex = np.where(generator.random(n) < missing, -1, sex)
+    both = np.where(sex < 0, -1, 3 * sex + age)
+    return Several(probability, label, {"sex": sex, "age": age, "sex_and_age": both})
 
 
 @dataclass(frozen=True)
@@ -101,11 +203,10 @@ class Patients:
 
     def sums(self, plan: Plan, minimum: int = 0) -> EvaluationSums:
         """Evaluation sums of one site that holds all of them."""
-        sizes = {attribute.name: len(attribute.values) for attribute in plan.attributes}
         probability = np.where(self.label == 1, self.score, 1 - self.score)
         loss = -np.log(np.maximum(probability, 1e-12))
-        bins = plan.evaluation.score_bins
-        return EvaluationSums.measure(self.score, loss, self.label, self.groups, sizes, bins, minimum)
+        strata = label_strata(np.stack([1 - self.score, self.score], axis=1), loss, self.label)
+        return EvaluationSums.measure(strata, self.groups, plan.sizes, plan.evaluation.score_bins, minimum)
 
 
 def draw(
@@ -132,16 +233,20 @@ def constant(patients: Patients, score: float = 0.3) -> Patients:
 
 
 def make_record(
-    plan: Plan, test: Patients, validation: Patients | None = None, *, minimum: int = 0, **changes: Any
+    plan: Plan, test: Evaluated, validation: Evaluated | None = None, *, minimum: int = 0, **changes: Any
 ) -> RunRecord:
     """A complete run of ``plan``; the validation records are the test records unless given."""
     splits = [cells_from_sums(plan, part.sums(plan, minimum)) for part in (validation or test, test)]
     final = Final(
         model_sha256="b" * 64,
+        best_model_sha256="b" * 64,
+        best_rounds=plan.training.rounds,
         participants=SITES,
         refusals=(),
         validation=splits[0],
         test=splits[1],
+        validation_collapse=None,
+        test_collapse=None,
         confirmed=SITES,
     )
     record = RunRecord(
@@ -204,6 +309,7 @@ def make_round(plan: Plan, number: int, **changes: Any) -> RoundRecord:
         "at_maximum": 0.0,
         "penalties": penalties,
         "validation": (),
+        "collapse": None,
         "seconds": Seconds(measure=0.1, train=1.0, aggregate=0.1),
         "model_sha256": "b" * 64,
     }

@@ -67,7 +67,7 @@ def test_a_group_of_which_one_label_may_be_withheld_has_no_loss() -> None:
 
 
 def test_hospitals_as_groups_are_named_as_not_shown() -> None:
-    plan = make_plan(method=flexfair("hospital", "equal_accuracy"))
+    plan = make_plan(method=flexfair("hospital", "equal_accuracy"), consents=["open_hospital_risks"])
     (penalty,) = make_round(plan, 0).penalties
     hidden = penalty.model_copy(update=dict.fromkeys(("risk", "weight", "coefficient", "count", "value", "gap")))
     record = make_record(plan, draw(), rounds=(make_round(plan, 0, penalties=(hidden,)),))

@@ -20,13 +20,22 @@ from typing import Any
 
 import pytest
 
-from fairflare.engine.describe import group_lines, notices
+from fairflare.engine.describe import notices
 from fairflare.evaluation.page import ReportedRun, to_html
 from fairflare.evaluation.report import compare, summarise
 from fairflare.evaluation.summary import RunSummary, Value
 from fairflare.evaluation.words import COLUMNS, GLOSSARY, NAMES
 from fairflare.plan import Plan
-from fairflare.record import Reason, Refusal, RoundRecord, RunRecord, cells_from_sums, read_record, write_record
+from fairflare.record import (
+    Reason,
+    Refusal,
+    RoundRecord,
+    RunRecord,
+    cells_from_sums,
+    group_lines,
+    read_record,
+    write_record,
+)
 from tests.unit.evaluation.records import (
     BINS,
     SITES,

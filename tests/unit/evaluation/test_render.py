@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from fairflare.evaluation.export import COLUMNS
+from fairflare.evaluation.macro import MACRO, MACRO_GAPS
 from fairflare.evaluation.render import WIDTH, change_in_words, comparison_report, run_report, to_csv, to_json, to_text
 from fairflare.evaluation.report import compare, summarise
 from fairflare.evaluation.summary import RunSummary
 from fairflare.evaluation.words import CRITERIA, HIGHER_IS_BETTER, LOWER_IS_BETTER, MEANINGS, NAMES
+from fairflare.fairness import images
 from fairflare.fairness.metrics import GAPS, METRICS
 from tests.unit.evaluation.records import BINS, constant, draw, flexfair, make_plan, make_record
 
@@ -152,8 +154,8 @@ def test_json_holds_runs_and_comparisons() -> None:
 
 
 def test_every_metric_has_a_name_in_words() -> None:
-    assert set(NAMES) == {*METRICS, "mean_loss", *GAPS}
-    assert set(MEANINGS) == set(GAPS)
+    assert set(NAMES) == {*METRICS, "mean_loss", *GAPS, *MACRO, *MACRO_GAPS, *images.METRICS, *images.GAPS}
+    assert set(MEANINGS) == {*GAPS, *MACRO_GAPS, *images.GAPS}
     assert not HIGHER_IS_BETTER & LOWER_IS_BETTER
     for metrics, gaps in CRITERIA.values():
         assert {*metrics, *gaps} <= set(NAMES)

@@ -306,7 +306,9 @@ def test_held_weights_are_pointed_out() -> None:
 
 
 def test_penalised_hospitals_cannot_be_shown() -> None:
-    summary = report_on(make_record(make_plan(method=flexfair("hospital", "equal_accuracy")), draw()))
+    summary = report_on(
+        make_record(make_plan(method=flexfair("hospital", "equal_accuracy"), consents=["open_hospital_risks"]), draw())
+    )
     assert "no gap between them can be shown" in text_of(summary.remarks, "hospitals")
 
 

@@ -13,7 +13,7 @@ import sklearn.metrics as sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairflare.fairness.groups import HEAD, EvaluationSums, Floats, Integers
+from fairflare.fairness.groups import HEAD, EvaluationSums, Floats, Integers, label_strata
 from fairflare.fairness.metrics import (
     GAPS,
     METRICS,
@@ -57,8 +57,10 @@ class Case:
         return (self.score >= self.edge / BINS).astype(np.int64)
 
     def table(self, minimum: int = 0) -> Floats:
+        probability = np.stack([1 - self.score, self.score], axis=1)
+        strata = label_strata(probability, self.loss, self.label)
         sums = EvaluationSums.measure(
-            self.score, self.loss, self.label, {"a": self.group}, {"a": self.size}, BINS, minimum
+            strata, {"a": self.group}, {"a": self.size}, BINS, minimum
         )
         return np.array(sums.cells["a"])
 
