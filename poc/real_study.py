@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlexFair against FedAvg on real patients: heart disease (four hospitals) and skin lesions (four sources).
+"""FlexFair against FedAvg on real patients.
+
+Heart disease (four hospitals), skin lesions (four sources) and retinal vessels (three data sets as hospitals).
 
 What is compared stands in ``real_study.json`` and in the shipped plans, committed before anybody looked at test data.
 
 1. Selection, on validation data only: every strength and every seed, through the local engine (one process per core).
-   Of the strengths whose mean AUC is at most ``auc_loss_allowed`` below FedAvg's, the one with the smallest gap.
+   Of the strengths whose mean AUC (vessels: mean Dice) is at most ``quality_loss_allowed`` below FedAvg's, the one with
+   the smallest gap.
 2. The chosen strength and FedAvg, every seed, through ``nvflare simulator``: one process per hospital. Each run must
    verify, and its model must have the hash that the local engine found.
 3. One table over seeds, of test data: mean, standard deviation, paired difference with its 95 % t interval.
@@ -20,7 +23,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,15 +31,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from judging import Judged, judge
+
 from fairflare import presets, schema
 from fairflare.data.manifest import load
 from fairflare.data.sources import SOURCES
 from fairflare.engine.local import run_local
 from fairflare.engine.verify import verify_run
 from fairflare.errors import FairFlareError
-from fairflare.evaluation.report import summarise
 from fairflare.evaluation.statistics import paired_difference
-from fairflare.evaluation.summary import RunSummary
+from fairflare.evaluation.summary import Split
 from fairflare.flare.simulate import Simulation
 from fairflare.jobs import write_job
 from fairflare.plan import ImageInput, Plan, parse_plan
@@ -45,8 +49,6 @@ from fairflare.record import RunRecord, read_record
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- real study: begin -->", "<!-- real study: end -->"
-GAPS = {"equal_opportunity": "equal_opportunity_difference", "equalized_odds": "equalized_odds_difference"}
-
 
 #: Runs that an earlier call of this script had finished.
 KEPT: list[str] = []
@@ -112,74 +114,64 @@ def flare_run(run: Run, catalog: DataCatalog, folder: Path, expected: str) -> Ru
     return record
 
 
-def gaps_of(summary: RunSummary, criteria: Sequence[tuple[str, str]]) -> list[float]:
-    values = []
-    for attribute, criterion in criteria:
-        found = next(one for one in summary.attributes if one.attribute == attribute)
-        value = found.gaps[GAPS[criterion]].value
-        values.append(float("nan") if value is None else value)
-    return values
-
-
-def criteria_of(job: str) -> list[tuple[str, str]]:
-    return [(one.attribute, one.criterion) for one in presets.shipped(job).method.penalties]
-
-
-def overall(summary: RunSummary, metric: str) -> float:
-    value = summary.overall.metrics[metric].value
-    return float("nan") if value is None else value
-
-
-def choose(job: str, by_strength: dict[float, list[RunSummary]], baseline: list[RunSummary], allowed: float) -> float:
-    """The rule of the module's docstring; sees validation summaries only."""
-    if any(one.split != "validation" for many in [*by_strength.values(), baseline] for one in many):
+def choose(found: dict[float, list[Judged]], baseline: list[Judged], allowed: float) -> float:
+    """The rule of the module's docstring; sees results on validation data only."""
+    if any(one.split != "validation" for many in [*found.values(), baseline] for one in many):
         raise ValueError("selection must not see test data")
-    mean = {strength: _mean(overall(one, "roc_auc") for one in many) for strength, many in by_strength.items()}
-    floor = _mean(overall(one, "roc_auc") for one in baseline) - allowed
-    able = [strength for strength in by_strength if mean[strength] >= floor] or [min(by_strength)]
-    criteria = criteria_of(job)
-    gap = {s: _mean(_mean(gaps_of(one, criteria)) for one in by_strength[s]) for s in able}
+    quality = {strength: _mean(one.quality for one in many) for strength, many in found.items()}
+    floor = _mean(one.quality for one in baseline) - allowed
+    able = [strength for strength in found if quality[strength] >= floor] or [min(found)]
+    gap = {strength: _mean(one.gap for one in found[strength]) for strength in able}
     return min(able, key=lambda strength: (gap[strength], strength))
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Iterable[float]) -> float:
     found = list(values)
     return sum(found) / len(found)
 
 
 def study_task(task: dict[str, Any], settings: dict[str, Any], out: Path, workers: int) -> list[str]:
-    catalog = SOURCES[task["source"]](data_folder() / task["source"], _made(out / "data" / task["source"]))
+    catalog = SOURCES[task["source"]](source_folder(task["source"]), _made(out / "data" / task["source"]))
     check_committed(task)
-    seeds = settings["seeds"]
+    seeds, allowed = settings["seeds"], settings["quality_loss_allowed"]
     base = [Run(task["baseline"], None, seed) for seed in seeds]
     tried = [Run(one["job"], s, seed) for one in task["candidates"] for s in one["strengths"] for seed in seeds]
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(local_run, run, catalog, out / "local") for run in [*base, *tried]]
-        for number, future in enumerate(futures, 1):
-            run, seconds, kept = future.result()
-            if kept:
-                KEPT.append(run.name)
-            print(f"  local {number:>2}/{len(futures)} {run.name}: {seconds:.0f} s", flush=True)
-    records = {run: read_record(out / "local" / run.name) for run in [*base, *tried]}
-    validation = {run: summarise(record, "validation", resamples=200) for run, record in records.items()}
+    records = select(base, tried, catalog, out, workers)
     lines: list[str] = []
     for candidate in task["candidates"]:
         job = candidate["job"]
-        by = {s: [validation[Run(job, s, seed)] for seed in seeds] for s in candidate["strengths"]}
-        chosen = choose(job, by, [validation[run] for run in base], settings["auc_loss_allowed"])
+
+        def judged(run: Run, split: Split, place: str, job: str = job) -> Judged:
+            return judge(presets.shipped(job), out / place / run.name, records[run], catalog, split)
+
+        by = {s: [judged(Run(job, s, seed), "validation", "local") for seed in seeds] for s in candidate["strengths"]}
+        chosen = choose(by, [judged(run, "validation", "local") for run in base], allowed)
         print(f"  {job}: strength {chosen:g} chosen on validation data", flush=True)
         pairs = []
         for seed in seeds:
             both = []
             for run in (Run(task["baseline"], None, seed), Run(job, chosen, seed)):
                 started = time.monotonic()
-                record = flare_run(run, catalog, out / "flare", records[run].rounds[-1].model_sha256)
+                records[run] = flare_run(run, catalog, out / "flare", records[run].rounds[-1].model_sha256)
                 print(f"  FLARE {run.name}: {time.monotonic() - started:.0f} s, same model as locally", flush=True)
-                both.append(summarise(record, "test", resamples=200))
+                both.append(judged(run, "test", "flare"))
             pairs.append((both[0], both[1]))
         lines += table(task, job, chosen, pairs)
     return lines
+
+
+def select(
+    base: Sequence[Run], tried: Sequence[Run], catalog: DataCatalog, out: Path, workers: int
+) -> dict[Run, RunRecord]:
+    """Every run of the selection, through the local engine."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(local_run, run, catalog, out / "local") for run in [*base, *tried]]
+        for number, future in enumerate(futures, 1):
+            run, seconds, kept = future.result()
+            if kept:
+                KEPT.append(run.name)
+            print(f"  local {number:>2}/{len(futures)} {run.name}: {seconds:.0f} s", flush=True)
+    return {run: read_record(out / "local" / run.name) for run in [*base, *tried]}
 
 
 def check_committed(task: dict[str, Any]) -> None:
@@ -192,21 +184,11 @@ def check_committed(task: dict[str, Any]) -> None:
             raise SystemExit(f"{job}: rounds or image size differ from real_study.json")
 
 
-def table(task: dict[str, Any], job: str, strength: float, pairs: list[tuple[RunSummary, RunSummary]]) -> list[str]:
-    """Lines of the README's table for one method against FedAvg, of test data."""
-
-    def worst(summary: RunSummary, attribute: str) -> float:
-        found = next(one for one in summary.attributes if one.attribute == attribute).worst.get("balanced_accuracy")
-        return float("nan") if found is None or found.value.value is None else found.value.value
-
-    rows = [("AUC", lambda s: overall(s, "roc_auc")), ("balanced accuracy", lambda s: overall(s, "balanced_accuracy"))]
-    for attribute, criterion in criteria_of(job):
-        words = GAPS[criterion].replace("_", " ")
-        rows.append((f"{words} by {attribute}", lambda s, a=attribute, c=criterion: gaps_of(s, [(a, c)])[0]))
-        rows.append((f"worst group's balanced accuracy by {attribute}", lambda s, a=attribute: worst(s, a)))
+def table(task: dict[str, Any], job: str, strength: float, pairs: list[tuple[Judged, Judged]]) -> list[str]:
+    """Lines of the README's table for one method against FedAvg, of test data; no seed is left out."""
     lines = []
-    for words, value in rows:
-        first, second = ([value(pair[side]) for pair in pairs] for side in (0, 1))
+    for words in pairs[0][0].rows:
+        first, second = ([pair[side].rows[words] for pair in pairs] for side in (0, 1))
         result = paired_difference(first, second)
         spread = [0.0 if sd is None else sd for sd in (result.sd_baseline, result.sd_other)]
         interval = "" if result.low is None or result.high is None else f" [{result.low:+.3f}, {result.high:+.3f}]"
@@ -214,7 +196,16 @@ def table(task: dict[str, Any], job: str, strength: float, pairs: list[tuple[Run
             f"| {task['data_set']} | {job} ({strength:g}) | {words} | {result.mean_baseline:.3f} ± {spread[0]:.3f} "
             f"| {result.mean_other:.3f} ± {spread[1]:.3f} | {result.difference:+.3f}{interval} |"
         )
+    collapsed = [sum(pair[side].collapsed for pair in pairs) for side in (0, 1)]
+    if any(collapsed):
+        counts = " | ".join(f"{number} of {len(pairs)}" for number in collapsed)
+        lines.append(f"| {task['data_set']} | {job} ({strength:g}) | seeds whose model learnt nothing | {counts} | |")
     return lines
+
+
+def source_folder(source: str) -> Path:
+    """Folder of a public data set; ``fundus`` is three of them side by side."""
+    return data_folder() if source == "fundus" else data_folder() / source
 
 
 def data_folder() -> Path:

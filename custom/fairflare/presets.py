@@ -143,7 +143,7 @@ def skin(name: str, method: Json, seed: int = 0) -> Plan:
 def fundus(name: str, method: Json, seed: int = 0) -> Plan:
     """Retinal vessels in fundus images; three public data sets as hospitals, which are the only groups."""
     optimizer = {
-        "name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+        "name": "adamw", "lr": 2e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
         "weight_decay": 1e-2, "state": "keep",
     }  # fmt: skip
     plan = {
@@ -167,6 +167,18 @@ def fundus(name: str, method: Json, seed: int = 0) -> Plan:
     return _plan(plan)
 
 
+def shapes(name: str, method: Json, seed: int = 0) -> Plan:
+    """A small segmentation to try things with, on synthetic images; attributes sex, age and their intersection."""
+    data = json.loads(fundus(name, FEDAVG, seed).model_dump_json())
+    data["task"].update(data_set="shapes", labels=["background", "shape"])
+    data["task"]["input"].update(height=48, width=48, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
+    data["attributes"] = [SEX, AGE]
+    data["intersections"] = [{"name": "sex_age", "of": ["sex", "age"]}]
+    data["model"] = {"name": "unet", "widths": [8, 16, 32]}
+    data["training"]["rounds"], data["training"]["optimizer"]["lr"] = 8, 0.01
+    return _plan({**data, "method": method})
+
+
 def _plan(data: Mapping[str, Any]) -> Plan:
     return parse_plan(json.dumps(data))
 
@@ -186,6 +198,11 @@ def _skin_flexfair_site(name: str) -> Plan:
 def _fundus_flexfair(name: str) -> Plan:
     equal = penalty("hospital", "equal_accuracy", 2.0, utility="dice_loss", weights="uniform")
     return fundus(name, flexfair(equal, **BOUNDS))
+
+
+def _shapes_flexfair(name: str) -> Plan:
+    equal = penalty("sex_age", "equal_accuracy", 2.0, utility="dice_loss")
+    return shapes(name, flexfair(equal, refresh="round_lagged", **BOUNDS))
 
 
 def _official(plan: Plan, batches: int) -> Plan:
@@ -209,9 +226,12 @@ JOBS: dict[str, Callable[[str], Plan]] = {
     "skin_flexfair_site": _skin_flexfair_site,
 }
 
-#: Everything a new plan can start from: the jobs, and the authors' own settings (fairness_step 70 on skin images).
+#: Everything a new plan can start from: the jobs, a small segmentation of synthetic images, and the authors' own
+#: settings (fairness_step 70 on skin images).
 PRESETS: dict[str, Callable[[str], Plan]] = {
     **JOBS,
+    "shapes_fedavg": lambda name: shapes(name, FEDAVG),
+    "shapes_flexfair": _shapes_flexfair,
     "heart_flexfair_official": lambda name: _official(_heart_flexfair(name), 5),
     "skin_flexfair_official": lambda name: _official(_skin_flexfair(name), 70),
 }

@@ -61,8 +61,8 @@ class PenaltyRecord(StrictModel):
 class GroupLine(StrictModel):
     """Validation results of one group at the start of a round; ``null`` is "not estimable", or not of this task.
 
-    Two labels: ``positives``, ``mean_score`` (mean probability of the positive one) and ``auc``. More labels: ``auc`` is
-    the mean over labels of each against all others. Segmentation: ``dice``, the mean over images and labels.
+    Two labels: ``positives``, ``mean_score`` (mean probability of the positive one) and ``auc``. More labels: ``auc``
+    is the mean over labels of each against all others. Segmentation: ``dice``, the mean over images and labels.
     """
 
     attribute: str

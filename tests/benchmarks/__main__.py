@@ -30,7 +30,7 @@ def prepare(out: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; exit status 0 whether aims are met or not."""
-    from tests.benchmarks import memory, rounds, subjects
+    from tests.benchmarks import memory, networks, rounds, staleness, subjects
     from tests.benchmarks.figures import as_text, in_words, machine, write
 
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
@@ -46,12 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
     parts = [subjects.mlp, subjects.cnn, subjects.resnet18]
     for number, build in enumerate(parts, 1):
         print(
-            f"[{number}/{len(parts) + 1}] {build.__name__}: making data, then bare loop, FLARE, bare loop", flush=True
+            f"[{number}/{len(parts) + 3}] {build.__name__}: making data, then bare loop, FLARE, bare loop", flush=True
         )
         folder = work / build.__name__
         figures += rounds.measure(build(size, folder / "data"), folder)
-    print(f"[{len(parts) + 1}/{len(parts) + 1}] memory of the server", flush=True)
+    print(f"[{len(parts) + 1}/{len(parts) + 3}] memory of the server", flush=True)
     figures += memory.all_figures(size, work / "memory")
+    print(f"[{len(parts) + 2}/{len(parts) + 3}] every registered network", flush=True)
+    figures += networks.all_figures(networks.QUICK if given.quick else networks.FULL, work / "networks")
+    print(f"[{len(parts) + 3}/{len(parts) + 3}] how often statistics are exchanged", flush=True)
+    figures += staleness.all_figures(*((4, 60) if given.quick else (20, 400)), work / "staleness")
     facts["seconds"] = round(time.monotonic() - started, 1)
     write(out, facts, figures)
     print(as_text(figures))

@@ -48,7 +48,8 @@ def _reply(layout: Layout, number: int) -> Reply:
     return Reply(TRAIN, 0, 0, "s", {"update": Payload(update, 1000.0), "training_sums": Payload(sums, 1.0)})
 
 
-def _rss(field: str) -> float:
+def rss(field: str) -> float:
+    """A field of this process's status in MB, such as ``VmHWM``, its peak."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(field):
             return float(line.split()[1]) * 1024 / MB
@@ -63,15 +64,15 @@ def main() -> None:
     plan = resnet_plan(16, 1, 2)
     model = initial_vector(plan)
     layout = layout_of(plan, model.size)
-    before = _rss("VmRSS")
+    before = rss("VmRSS")
     seconds = phase(layout, given.sites)
-    rss = max(0.0, _rss("VmHWM") - before)
+    growth = max(0.0, rss("VmHWM") - before)
     tracemalloc.start()
     phase(layout, given.sites)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     result = {
-        "sites": given.sites, "model_mb": model.nbytes / MB, "peak_mb": peak / MB, "rss_mb": rss,
+        "sites": given.sites, "model_mb": model.nbytes / MB, "peak_mb": peak / MB, "rss_mb": growth,
         "seconds_per_reply": seconds / given.sites,
     }  # fmt: skip
     print(json.dumps(result))

@@ -58,7 +58,7 @@ def _arrays(plan: Plan, site: str, data: SiteData, rounds: int) -> tuple[dict[st
 
 
 def _flips(plan: Plan, site: str, round_: int, step: int, size: int) -> np.ndarray:
-    # As Trainer.augmented draws them; should that change, the losses of the two differ and the benchmark says so.
+    # As Trainer.batch draws them; should that change, the losses of the two differ and the benchmark says so.
     random = generator(plan.training.seed, "flips", site, round_, step)
     return random.integers(0, 2, size=(2, size, 1, 1, 1), dtype=np.int64).astype(bool).reshape(2, size)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from fairflare.plan.networks import MODELS
+from tests.benchmarks import networks, staleness
 from tests.benchmarks.figures import Figure, as_markdown, as_text
 from tests.benchmarks.subjects import AIMED_AT, QUICK
 from tests.benchmarks.timeline import PARTS
@@ -53,7 +55,25 @@ def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -
     few, many = QUICK.accumulator_sites
     alone = {f"accumulator_{few}", f"accumulator_{many}", "accumulator_growth"}
     assert {key for name, key in figures if name == "accumulator alone"} == alone
+    for network in networks.QUICK:
+        assert {key for name, key in figures if name == network.name} == {
+            "step",
+            "peak",
+            "parameters",
+            "round",
+            "bytes",
+        }
+    for kind in staleness.KINDS:
+        found = {key: one["value"] for (name, key), one in figures.items() if name == kind}
+        assert set(found) == {"trips", "down", "up", "stale_first", "stale_last"}
+        assert found["trips"] == {"round_lagged": 1, "every 3 rounds": 1.5}.get(kind, 2)
+        assert (found["stale_first"] < 1e-6) == (kind in ("round", "round, own part anew"))
     assert all(math.isfinite(one["value"]) for one in figures.values())
+
+
+def test_every_registered_network_is_measured() -> None:
+    names = {name for names in MODELS.values() for name in names}
+    assert {network.name for network in networks.FULL} == names
 
 
 @pytest.mark.slow

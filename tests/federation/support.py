@@ -13,6 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from fairflare.data.manifest import load
 from fairflare.data.synthetic import write_hospitals
 from fairflare.engine.local import Loader, run_local
@@ -47,6 +50,8 @@ def make_hospitals(folder: Path, plan: Plan, sites: Sequence[str], records: int)
             rows = list(csv.DictReader(stream))
         for row in rows:
             row["id"], row["patient"] = PATIENT + row["id"], PATIENT + row["patient"]
+            if "file" in row:
+                row["file"] = _mark_image(path.parent / row["file"])
         if "chol" in rows[0]:
             rows[0]["chol"] = str(VALUE)
         with path.open("w", encoding="utf-8", newline="") as stream:
@@ -54,6 +59,17 @@ def make_hospitals(folder: Path, plan: Plan, sites: Sequence[str], records: int)
             writer.writeheader()
             writer.writerows(rows)
     return catalog
+
+
+def _mark_image(file: Path) -> str:
+    """Put the patient into the image's own text and into its name; returns the new path below the root."""
+    text = PngInfo()
+    text.add_text("PatientName", PATIENT)
+    named = file.with_name(f"{PATIENT}_{file.name}")
+    with Image.open(file) as image:
+        image.save(named, pnginfo=text)
+    file.unlink()
+    return f"{named.parent.name}/{named.name}"
 
 
 def loaders(plan: Plan, catalog: DataCatalog) -> dict[str, Loader]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from fairflare import presets
-from fairflare.engine.messages import COUNTS, EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN
+from fairflare import presets, schema
+from fairflare.engine.at_site import read_model_file
+from fairflare.engine.messages import COUNTS, EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE
 from fairflare.engine.verify import verify_run
 from fairflare.flare.simulate import Simulation, _marks
 from fairflare.jobs import write_job
+from fairflare.models import vector_sha256
 from fairflare.plan import Plan
 from fairflare.policy import write_catalog
-from fairflare.record import RunRecord, read_record
+from fairflare.record import RunRecord, read_record, results_of
 from tests.federation.support import (
     PATIENT,
     ROOT,
@@ -97,14 +100,20 @@ def lock_step(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Images with augmentation, hospitals as groups, uniform weights; an update that travels as an array."""
-    method = presets.flexfair(presets.penalty("hospital", "equal_accuracy", 1.0, weights="uniform", form="bounded"))
-    base = presets.skin("skin_small", method)
+    """Segmentation with flips: hospitals and an intersection as groups, statistics that lag; updates as arrays."""
+    equal = {"utility": "dice_loss", "weights": "uniform"}
+    penalties = (presets.penalty(name, "equal_accuracy", 2.0, **equal) for name in ("hospital", "sex_age"))
+    base = presets.shipped("fundus_fedavg")
     plan = changed(
         base,
+        name="shapes",
+        method=presets.flexfair(*penalties, refresh="round_lagged", remeasure_own=3),
+        attributes=[presets.SEX, presets.AGE],
+        intersections=[{"name": "sex_age", "of": ["sex", "age"]}],
+        consents=["open_hospital_risks"],
         task={"input": {**base.task.input.model_dump(mode="json"), "height": 16, "width": 24}},
-        model={"name": "cnn", "widths": [16, 32, 64]},
-        training={"rounds": 2},
+        model={"name": "unet", "widths": [16, 32]},
+        training={"rounds": 3},
         federation={**QUICK, "min_sites": 2},
     )
     return _simulated(tmp_path_factory.mktemp("images"), plan, SITES[:2], 60)
@@ -136,6 +145,7 @@ def test_what_the_server_learnt_is_what_the_local_engine_learnt(run: Run) -> Non
 def test_the_record_names_everybody_and_refuses_nobody(run: Run) -> None:
     for line in run.record.rounds:
         tasks = (MEASURE, STEP, TRAIN) if run.plan.method.lock_step else (MEASURE, TRAIN)
+        tasks = (TRAIN_ALONE,) if run.plan.method.lagged else tasks
         assert line.participants == dict.fromkeys(tasks, run.record.roster)
         assert line.refusals == ()
     assert run.record.final is not None
@@ -147,7 +157,8 @@ def test_the_record_names_everybody_and_refuses_nobody(run: Run) -> None:
 
 def test_each_site_lists_every_release_and_no_number_of_it(run: Run) -> None:
     steps = 3 if run.plan.method.lock_step else 0
-    rounds = [MEASURE, *[STEP] * steps, TRAIN] * run.plan.training.rounds
+    one = [TRAIN_ALONE] if run.plan.method.lagged else [MEASURE, *[STEP] * steps, TRAIN]
+    rounds = one * run.plan.training.rounds
     for site in run.record.roster:
         listed = releases(run.workspace, site)
         assert [line["task"] for line in listed] == [JOIN, *rounds, EVALUATE, FINISH]
@@ -159,7 +170,10 @@ def test_each_site_lists_every_release_and_no_number_of_it(run: Run) -> None:
 def test_the_search_for_patients_finds_them_where_they_are(run: Run) -> None:
     # Otherwise the next test would pass on any mistake in the search.
     hospitals = next(folder / "hospitals" for folder in run.workspace.parents if (folder / "hospitals").is_dir())
-    assert len(files_with(hospitals, PATIENT)) == len(run.record.roster)
+    found = files_with(hospitals, PATIENT)
+    assert sum(file.endswith("manifest.csv") for file in found) == len(run.record.roster)
+    if run.plan.task.input.kind == "image":  # in the images' own text, and in their names
+        assert sum(file.endswith(".png") and PATIENT in Path(file).name for file in found) > len(run.record.roster)
 
 
 def test_no_patient_and_no_value_of_the_data_is_in_any_file_but_the_manifests(run: Run) -> None:
@@ -168,6 +182,25 @@ def test_no_patient_and_no_value_of_the_data_is_in_any_file_but_the_manifests(ru
     assert files_with(run.workspace.parent, PATIENT, VALUE) == files_with(
         run.workspace.parent / "hospitals", PATIENT, VALUE
     )
+
+
+def test_no_image_is_named_after_a_patient_outside_the_hospitals(run: Run) -> None:
+    assert [path for path in run.workspace.rglob("*") if PATIENT in path.name] == []
+
+
+def test_every_site_has_both_models_with_the_record_and_a_card(run: Run) -> None:
+    final = run.record.final
+    assert final is not None
+    sent = hashlib.sha256(schema.canonical(results_of(run.record))).hexdigest()
+    for site in run.record.roster:
+        folder = run.workspace / site / "simulate_job" / "fairflare" / "models"
+        for kind, expected in (("final", final.model_sha256), ("best", final.best_model_sha256)):
+            model = read_model_file(folder / f"{kind}.safetensors")
+            assert vector_sha256(model.vector) == expected
+            assert (model.plan, model.record_sha256) == (run.plan, sent)
+        assert hashlib.sha256((folder / "record.json").read_bytes()).hexdigest() == sent
+        card = (folder / "model_card.md").read_text(encoding="utf-8")
+        assert all(text in card for text in (sent, final.model_sha256, run.plan.sha256, run.plan.task.data_set))
 
 
 def test_nobody_is_left_behind(run: Run) -> None:
@@ -184,5 +217,7 @@ def test_the_shipped_workspace_allows_our_three_classes_and_no_other() -> None:
 
 
 def test_the_image_models_update_is_large_enough_to_travel_as_an_array(images: Run) -> None:
-    update = next(line["vectors"]["update"] for line in releases(images.workspace, SITES[0]) if line["task"] == TRAIN)
+    update = next(
+        line["vectors"]["update"] for line in releases(images.workspace, SITES[0]) if "update" in line["vectors"]
+    )
     assert update * 4 > 65_536

@@ -21,6 +21,9 @@ HEART = json.loads(schema.pretty(presets.shipped("heart_flexfair")))
 SKIN = json.loads(schema.pretty(presets.shipped("skin_flexfair")))
 
 
+FUNDUS = json.loads(schema.pretty(presets.shipped("fundus_flexfair")))
+
+
 def at(data: dict[str, Any], path: str) -> tuple[Any, Any]:
     *parents, last = path.split(".")
     for name in parents:
@@ -55,8 +58,8 @@ FEATURES = HEART["task"]["input"]["features"]
 STEP = {**METHOD, "refresh": "step"}
 
 
-def two(path: str, value: Any, path2: str, value2: Any) -> str:
-    data = json.loads(setting(path, value))
+def two(path: str, value: Any, path2: str, value2: Any, base: dict[str, Any] = HEART) -> str:
+    data = json.loads(setting(path, value, base))
     parent, key = at(data, path2)
     parent[key] = value2
     return json.dumps(data)
@@ -143,6 +146,73 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "differential privacy without accounting": (
         setting("differential_privacy", {"epsilon": 1.0}), "FF-PLAN-VALUE", "differential_privacy",
     ),
+    "intersection of an undeclared attribute": (
+        setting("intersections", [{"name": "both", "of": ["sex", "race"]}]), "FF-PLAN-RULE", "race",
+    ),
+    "intersection of one attribute": (
+        setting("intersections", [{"name": "both", "of": ["sex"]}]), "FF-PLAN-VALUE", "of",
+    ),
+    "intersection of an attribute with itself": (
+        setting("intersections", [{"name": "both", "of": ["sex", "sex"]}]), "FF-PLAN-RULE", "more than once",
+    ),
+    "intersection named like an attribute": (
+        setting("intersections", [{"name": "sex", "of": ["sex", "age"]}]), "FF-PLAN-RULE", "more than once",
+    ),
+    "intersection named like a column": (
+        setting("intersections", [{"name": "mask", "of": ["sex", "age"]}]), "FF-PLAN-RULE", "mask",
+    ),
+    "intersection named like everybody": (
+        setting("intersections", [{"name": "all", "of": ["sex", "age"]}]), "FF-PLAN-RULE", "reserved",
+    ),
+    "intersection of too many groups": (
+        two("attributes", [{"name": n, "values": [f"v{k}" for k in range(20)], "edges": None} for n in ("sex", "b")],
+            "intersections", [{"name": "both", "of": ["sex", "b"]}]),
+        "FF-PLAN-RULE", "400 groups",
+    ),
+    "threshold from validation for three labels": (
+        two("task.labels", ["a", "b", "c"], "training.class_weights", [1.0, 1.0, 1.0]), "FF-PLAN-RULE", "half",
+    ),
+    "refresh that does not exist": (setting("method.refresh", "sometimes"), "FF-PLAN-VALUE", "refresh"),
+    "refresh every single round": (setting("method.refresh", {"rounds": 1}), "FF-PLAN-VALUE", "refresh"),
+    "own part anew after no step": (setting("method.remeasure_own", 0), "FF-PLAN-VALUE", "remeasure_own"),
+    "own part anew in lock step": (
+        two("method", {**STEP, "remeasure_own": 3}, "training.work", {"unit": "steps", "amount": 2}),
+        "FF-PLAN-RULE", "remeasure_own",
+    ),
+    "Dice of a label": (setting("method.penalties.0.utility", "dice_loss"), "FF-PLAN-RULE", "cross_entropy"),
+    "hospitals as groups without consent": (setting("consents", [], FUNDUS), "FF-PLAN-RULE", "consent"),
+    "two hospitals as groups": (setting("federation.min_sites", 2, FUNDUS), "FF-PLAN-RULE", "min_sites 2"),
+    "four hospitals as groups, weighed by records": (
+        json.dumps({**json.loads(setting("method.penalties.0.weights", "records", FUNDUS)),
+                    "federation": {**FUNDUS["federation"], "min_sites": 4}}),
+        "FF-PLAN-RULE", "at least 5",
+    ),
+    "a consent twice": (setting("consents", FUNDUS["consents"] * 2, FUNDUS), "FF-PLAN-RULE", "more than once"),
+    "a consent that does not exist": (setting("consents", ["everything"], FUNDUS), "FF-PLAN-VALUE", "consents"),
+    "mask values for other labels": (setting("task.mask_values", [0, 128, 255], FUNDUS), "FF-PLAN-RULE", "mask_values"),
+    "mask value twice": (setting("task.mask_values", [0, 0], FUNDUS), "FF-PLAN-RULE", "more than once"),
+    "mask value beyond a byte": (setting("task.mask_values", [0, 256], FUNDUS), "FF-PLAN-VALUE", "mask_values"),
+    "masks from a network for labels": (setting("model", {"name": "resnet18"}, FUNDUS), "FF-PLAN-RULE", "unet"),
+    "labels from a network for masks": (
+        setting("model", {"name": "unet", "widths": [8, 16]}, SKIN), "FF-PLAN-RULE", "resnet18",
+    ),
+    "pixels that do not halve": (setting("task.input.width", 100, FUNDUS), "FF-PLAN-RULE", "multiples of 8"),
+    "a bottom of one pixel": (
+        two("task.input.width", 8, "task.input.height", 8, FUNDUS), "FF-PLAN-RULE", "two by two",
+    ),
+    "cross-entropy of masks": (
+        setting("method.penalties.0.utility", "cross_entropy", FUNDUS), "FF-PLAN-RULE", "dice_loss",
+    ),
+    "equal opportunity of masks": (
+        setting("method.penalties.0.criterion", "equal_opportunity", FUNDUS), "FF-PLAN-RULE", "equal_accuracy",
+    ),
+    "threshold from validation for masks": (
+        setting("evaluation.threshold", "validation_balanced_accuracy", FUNDUS), "FF-PLAN-RULE", "half",
+    ),
+    "a start from a path": (
+        setting("start", {"kind": "file", "sha256": "weights.pt", "tensors": "all"}), "FF-PLAN-VALUE", "sha256",
+    ),
+    "a start from nowhere": (setting("start", {"kind": "download"}), "FF-PLAN-VALUE", "start"),
     "no site needed": (setting("federation.min_sites", 0), "FF-PLAN-VALUE", "min_sites"),
     "no time for a task": (setting("federation.task_timeout_seconds", 0.0), "FF-PLAN-VALUE", "task_timeout"),
     "odd number of score bins": (setting("evaluation.score_bins", 201), "FF-PLAN-VALUE", "score_bins"),
@@ -166,6 +236,33 @@ def test_a_broken_plan_is_refused_with_code_got_expected_and_next_step(defect):
 
 def test_there_are_many_broken_plans():
     assert len(BROKEN) >= 50
+
+
+@pytest.mark.parametrize(
+    ("sites", "weights", "consents"),
+    [
+        (3, "uniform", ["pair_sums_of_three_hospitals"]),
+        (4, "uniform", []),
+        (5, "records", []),
+        (2, "records", ["open_hospital_risks"]),
+    ],
+)
+def test_hospitals_may_be_groups_where_they_are_enough_or_agree(sites, weights, consents):
+    data = copy.deepcopy(FUNDUS)
+    data["federation"]["min_sites"], data["consents"] = sites, consents
+    data["method"]["penalties"][0]["weights"] = weights
+    assert parse_plan(json.dumps(data)).consents == tuple(consents)
+
+
+def test_groups_of_an_intersection_are_products_in_the_order_of_its_attributes():
+    data = copy.deepcopy(HEART)
+    data["intersections"] = [{"name": "age_sex", "of": ["age", "sex"]}]
+    plan = parse_plan(json.dumps(data))
+    assert list(plan.groups) == ["sex", "age", "age_sex"]
+    assert plan.groups["age_sex"] == ("lt60+female", "lt60+male", "ge60+female", "ge60+male")
+    assert plan.sizes == {"sex": 2, "age": 2, "age_sex": 4}
+    data["method"]["penalties"][0]["attribute"] = "age_sex"
+    assert parse_plan(json.dumps(data)).method.penalties[0].attribute == "age_sex"
 
 
 def refusal(text: str) -> PlanError:

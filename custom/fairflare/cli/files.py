@@ -10,6 +10,9 @@ from pathlib import Path
 
 from fairflare.errors import RunError
 
+#: Folder of the synthetic hospitals that a run without a catalogue makes for itself.
+MADE = "synthetic"
+
 
 def file_error(problem: OSError, words: Sequence[str]) -> RunError:
     """``FF-RUN-FILE`` for ``problem``; of all paths, only one that was typed (in ``words``) is repeated."""

@@ -90,15 +90,34 @@ def diff(first: PlanFile, second: PlanFile) -> None:
         sys.exit(1)
 
 
+def _refresh(plan: Plan) -> str:
+    """How often group statistics are exchanged, in words."""
+    method = plan.method
+    if not getattr(method, "penalties", ()):
+        return ""
+    often = "at every local step" if method.lock_step else "at the start of every round"
+    if method.lagged:
+        often = "with every update, acting one round later"
+    elif method.measured_every > 1:
+        often = f"at the start of every {method.measured_every} rounds"
+    own = f", own part measured anew every {method.remeasured_every} steps" if method.remeasured_every else ""
+    return f"; group statistics {often}{own}"
+
+
 def summary(plan: Plan) -> list[str]:
     """The plan in a few lines for a person who must decide on it."""
     training, federation = plan.training, plan.federation
-    attributes = ", ".join(f"{one.name} ({' / '.join(one.values)})" for one in plan.attributes) or "none"
+    groups = ", ".join(f"{name} ({' / '.join(values)})" for name, values in plan.groups.items()) or "none"
+    what = "pixels" if plan.task.kind == "segmentation" else f"{plan.task.input.kind}s"
+    start = plan.start
     lines = [
-        f"learns {' or '.join(plan.task.labels)} from {plan.task.input.kind}s of the data set '{plan.task.data_set}'",
-        f"sensitive attributes: {attributes}",
+        f"learns {' or '.join(plan.task.labels)} from {what} of the data set '{plan.task.data_set}'",
+        f"sensitive attributes and intersections: {groups}",
         f"network {plan.model.name}, {training.rounds} rounds of {training.work.amount} {training.work.unit}",
-        f"method {plan.method.name}",
+        "first model drawn from the seed"
+        if start.kind == "seed"
+        else f"first model: {start.tensors} tensors of the weight file {start.sha256[:16]}",
+        f"method {plan.method.name}{_refresh(plan)}",
     ]
     lines += [
         f"  {penalty.criterion} by {penalty.attribute}: utility {penalty.utility}, weights {penalty.weights}, "
@@ -106,6 +125,7 @@ def summary(plan: Plan) -> list[str]:
         for penalty in getattr(plan.method, "penalties", ())
     ]
     lines += [
+        *(f"consent of the hospitals: {consent.replace('_', ' ')}" for consent in plan.consents),
         f"protection: update {plan.protection.update}, statistics {plan.protection.statistics}",
         "differential privacy: none",
         f"cells: {plan.cells.minimum} records at a site, {plan.cells.sites} sites",

@@ -75,23 +75,25 @@ class Watcher:
 
 
 def round_lines(event: dict[str, Any], left: str) -> list[str]:
-    """One round in a few lines: sites, loss, AUC, seconds; then validation loss of each group and its gap."""
+    """One round in a few lines: sites, loss, AUC or Dice, seconds; then validation loss of each group and its gap."""
     groups: dict[str, list[tuple[str, float]]] = {}
-    auc = None
+    name, quality = "AUC", None
     for line in event["validation"]:
         if line["attribute"] == "all":
-            auc = line["auc"]
+            name, quality = ("AUC", line["auc"]) if line["dice"] is None else ("Dice", line["dice"])
         elif line["loss"] is not None:
             groups.setdefault(line["attribute"], []).append((line["group"], line["loss"]))
     parts = [
         f"  round {event['round'] + 1:>3}/{event['rounds']}",
-        f"{len(event['sites']['train'])} sites",
+        f"{len(list(event['sites'].values())[-1])} sites",
         f"loss {event['loss']:.3f}",
-        "validation AUC n/a" if auc is None else f"validation AUC {auc:.3f}",
+        f"validation {name} {'n/a' if quality is None else f'{quality:.3f}'}",
         f"{sum(event['seconds'].values()):.1f} s",
     ]
     if event["at_bound"]:
         parts.append(f"{event['at_bound']:.0f} weights at their bound")
+    if event["collapse"] and event["round"]:  # of the model that was drawn nobody expects more
+        parts.append(f"its first model has learnt nothing ({event['collapse'].replace('_', ' ')})")
     lines = [" | ".join([*parts, left] if left else parts)]
     for attribute, found in groups.items():
         losses = [loss for _, loss in found]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fairflare.cli.files import verify_writable
+from fairflare.cli.files import MADE, verify_writable
 from fairflare.record import find_record, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fairflare.evaluation.page import ReportedRun
+    from fairflare.evaluation.page import Picture, ReportedRun
     from fairflare.evaluation.summary import Comparison
 
 
@@ -58,7 +58,8 @@ def report(
         if file is not None:
             verify_writable(file)
     # A run that stopped has no results, but its page and curves say how far it came, who was missing and why.
-    found = _runs([*([] if baseline is None else [baseline]), *runs], split, unfinished=bool(html or png))
+    given = [*([] if baseline is None else [baseline]), *runs]
+    found = _runs(given, split, unfinished=bool(html or png))
     summaries = [run.summary for run in found if run.summary is not None]
     comparisons = [compare(summaries[0], other) for other in summaries[1:]]
     console = Console()
@@ -79,7 +80,7 @@ def report(
     if html is not None:
         from fairflare.evaluation.page import to_html
 
-        html.write_text(to_html(found, comparisons), encoding="utf-8")
+        html.write_text(to_html(found, comparisons, _synthetic(given, found)), encoding="utf-8")
     pictures = [] if png is None else _draw(found, comparisons, png)
     for written in (csv, json, html, *pictures):
         if written is not None:
@@ -105,6 +106,32 @@ def _runs(runs: list[Path], split: SplitName, *, unfinished: bool) -> list[Repor
             part: Literal["validation", "test"] = "test" if split is SplitName.test else "validation"
             result.append(ReportedRun(name, record, summarise(record, part, name=name)))
     return result
+
+
+def _synthetic(given: list[Path], runs: Sequence[ReportedRun]) -> list[Picture]:
+    """Pictures of newly drawn synthetic images, for runs over synthetic hospitals that this program made.
+
+    No file of any hospital is opened for them: a folder that only looks like ours would still show nothing but shapes.
+    """
+    from fairflare.evaluation.page import Picture
+
+    pictures = []
+    folders: dict[Path, Path] = {}
+    for folder in given:
+        folders.setdefault(find_record(folder).resolve(), folder)
+    for (file, folder), run in zip(folders.items(), runs, strict=True):
+        if run.summary is None or run.record.plan.task.kind != "segmentation" or not (folder / MADE).is_dir():
+            continue
+        from fairflare.engine.pictures import synthetic_pictures
+        from fairflare.engine.store import read_model
+
+        model = read_model(file.parent, run.record.plan, run.summary.model_sha256)
+        for one in synthetic_pictures(run.record.plan, model, run.record.roster[:1] + run.record.roster[-1:]):
+            caption = (
+                f"{run.name}, in the manner of {one.site}; Dice {one.dice:.2f}. Drawn for this page: nobody's data."
+            )
+            pictures.append(Picture("Image, truth, prediction", caption, one.png))
+    return pictures
 
 
 def _draw(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], folder: Path) -> list[Path]:

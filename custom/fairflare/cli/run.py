@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fairflare.cli.files import MADE
 from fairflare.errors import RunError
 from fairflare.plan import Plan, read_plan
 from fairflare.policy import CATALOG_NAME, DataCatalog, read_catalog
@@ -133,7 +134,7 @@ def _catalog(catalog: Path | None, plan: Plan, folder: Path, records: int) -> Da
 
         _verify_enough(plan, SYNTHETIC_SITES)
         console.print(f"no --catalog: making {len(SYNTHETIC_SITES)} synthetic hospitals of {records} records")
-        target = folder / "synthetic"
+        target = folder / MADE
         shutil.rmtree(target, ignore_errors=True)
         return write_hospitals(target, plan, SYNTHETIC_SITES, records, seed=plan.training.seed)
     return _read_catalog(catalog, plan)

@@ -13,7 +13,7 @@ from fairflare.errors import RunError
 from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
 from fairflare.methods.base import NamedState
 from fairflare.plan import Plan
-from fairflare.record import Collapse, PenaltyRecord, RoundRecord, RunRecord, Session, group_lines
+from fairflare.record import Collapse, PenaltyRecord, RoundRecord, RunRecord, Session
 
 if TYPE_CHECKING:
     from fairflare.engine.server import Start

@@ -2,8 +2,8 @@
 """What travels, and the layout of every vector, both fixed by the plan.
 
 Down: a :class:`Message`. Up: a :class:`~fairflare.privacy.gate.Release` (at the server, once off the wire, a
-:class:`Reply`). One round is ``measure``, then ``train``; in lock step ``measure``, ``step`` ..., ``train``; a round without
-statistics of its own is ``train_alone``.
+:class:`Reply`). One round is ``measure``, then ``train``; in lock step ``measure``, ``step`` ..., ``train``; a round
+without statistics of its own is ``train_alone``.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def received_record(data: bytes, plan: Plan) -> RunRecord:
 
 
 def keep_models(folder: Path, record: RunRecord, final: Vector, best: Vector) -> None:
-    """Write both models, the record and the card into ``folder/models``; raises :class:`RoundError` for other models."""
+    """Write both models, the record and the card into ``folder/models``; :class:`RoundError` for other models."""
     results = record.final
     if results is None or vector_sha256(final) != results.model_sha256:
         raise _refused("a record of another final model", "the model that this site evaluated")

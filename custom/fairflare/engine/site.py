@@ -25,8 +25,8 @@ from fairflare.engine.messages import (
     layout_of,
 )
 from fairflare.engine.objective import Scores
-from fairflare.engine.training import Trainer
 from fairflare.engine.results import keep_models, received_record
+from fairflare.engine.training import Trainer
 from fairflare.errors import DataError, RoundError
 from fairflare.fairness.groups import (
     HOSPITAL,
@@ -158,7 +158,8 @@ class Site:
         totals = {"totals": ("float64", risk)}
         last = {"best": model["model"], "record": ("uint8", 0)}
         inputs = {
-            MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals, TRAIN_ALONE: {**model, **totals}, FINISH: last,
+            MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals, TRAIN_ALONE: {**model, **totals},
+            FINISH: last,
         }  # fmt: skip
         return inputs.get(task, {})
 
@@ -217,7 +218,7 @@ class Site:
         return self._evaluation("validation", data.validation), current
 
     def _measured_sums(self) -> dict[Measure, Sums]:
-        """This site's group sums at the current model; nothing if the method asks for none."""
+        """Group sums of this site at the current model; nothing if the method asks for none."""
         data, trainer = self._parts()
         if not self.layout.method.measures():
             return {}

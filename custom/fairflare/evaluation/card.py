@@ -57,15 +57,17 @@ def plain(text: str) -> str:
 
 
 def _use(record: RunRecord, summary: RunSummary) -> Iterator[str]:
+    from fairflare.evaluation.participation import TRAINING
+
     plan = record.plan
     labels = ", ".join(map(plain, plan.task.labels[1:] if summary.kind == "images" else plan.task.labels))
     task = f"marks {labels} in images" if summary.kind == "images" else f"tells {labels} apart in data"
-    sites = len(summary.sites)
+    sites = len({site for line in record.rounds for task in TRAINING for site in line.participants.get(task, ())})
     yield f"# Model card: {plain(plan.name)}"
     yield ""
     yield (
         f"This model {task} like those of the data set {plain(plan.task.data_set)}. "
-        f"{sites} {'site' if sites == 1 else 'sites'} evaluated it together; the records stayed with them."
+        f"{sites} {'site' if sites == 1 else 'sites'} trained it together; their records stayed with them."
     )
     yield ""
     yield "## What it is for, and what it is not for"
@@ -75,7 +77,7 @@ def _use(record: RunRecord, summary: RunSummary) -> Iterator[str]:
     yield f"- The numbers below are about their {summary.split} data only. Judge it anew on your own before use."
     small = [f"{plain(name)} ({reason})" for name, reason in _too_small(summary)]
     if small:
-        yield f"- Groups too small to be judged, for whom nothing may be concluded: {'; '.join(small)}."
+        yield f"- Groups too small to be judged, for whom little may be concluded: {'; '.join(small)}."
     if not summary.attributes:
         yield "- It was not judged by patient group: the plan names no sensitive attribute."
 

@@ -162,7 +162,8 @@ def _penalty_charts(record: RunRecord) -> Iterator[Chart]:
             part = (one.attribute, one.criterion, one.measure)
             parts.setdefault(part, {})[line.round] = (one.gap, one.value)
     names = _penalty_names(list(parts), record.plan)
-    x = tuple(line.round for line in record.rounds)
+    # Rounds without statistics would tear every line into single points.
+    x = tuple(line.round for line in record.rounds if line.penalties)
     for place, (key, title) in enumerate((("gap", "Penalised gap F"), ("penalty", "Penalty P"))):
         lines = [
             Series(name, tuple(values.get(number, (None, None))[place] for number in x))
@@ -171,6 +172,8 @@ def _penalty_charts(record: RunRecord) -> Iterator[Chart]:
         shown = tuple(one for one in lines if any(y is not None for y in one.y))
         hidden = [one.name for one in lines if one not in shown]
         note = f"Not shown, because only sums over hospitals are opened: {', '.join(hidden)}." if hidden else ""
+        if len(x) < len(record.rounds):
+            note = f"{note} Statistics were exchanged in {len(x)} of {len(record.rounds)} rounds.".strip()
         yield Chart(f"penalties-{key}", f"{title} on training records", x, shown, from_zero=True, note=note)
 
 

@@ -193,7 +193,8 @@ def facts(name: str, record: RunRecord, summary: RunSummary | None) -> Iterator[
     yield Fact("Final model (SHA-256)" if record.final else "Last model (SHA-256)", (last,), code=True)
     if record.final is not None:
         when = best_words(record.final.best_rounds, len(record.rounds))
-        yield Fact(f"Best model on validation data, {when} (SHA-256)", (record.final.best_model_sha256,), code=True)
+        yield Fact("Best on validation (SHA-256)", (record.final.best_model_sha256,), code=True)
+        yield Fact("Best on validation is", (when,))
 
 
 def best_words(best: int, rounds: int) -> str:

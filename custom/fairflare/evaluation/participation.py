@@ -14,11 +14,11 @@ from fairflare.record import Refusal, RoundRecord, RunRecord
 
 #: Width of a strip in the units of its view box; a letter, and a round that is cut off from the next, need so much.
 WIDTH, _LETTER, _CUT = 320.0, 9.0, 4.0
-#: Changes of a band that are told in words.
-_MOST_TEXTS = 12
+#: Places of a band that are told in words.
+_MOST_PLACES = 12
 
 #: Tasks in which a site trains; in the second one it has no statistics of the round to train with.
-_TRAINING: Final = ("train", "train_alone")
+TRAINING: Final = ("train", "train_alone")
 Kind = Literal["trained", "measured", "missing"]
 
 #: Code of a refusal -> what it means to a reader who knows no code.
@@ -118,11 +118,11 @@ def _statistics(record: RunRecord) -> Band | None:
     kinds: list[tuple[Kind, str, str]] = []
     for line in record.rounds:
         if "train_alone" not in line.participants:
-            kinds.append(("trained", "exchanged before training", "S"))
+            kinds.append(("trained", "exchanged before training", ""))
         elif line.penalties:
             kinds.append(("measured", "sent with the update, for the next round", "U"))
         else:
-            kinds.append(("missing", "none", "N"))
+            kinds.append(("measured", "none, the last ones acted if there were any", "N"))
     if all(kind == "trained" for kind, _, _ in kinds):
         return None
     return Band("Group statistics", *_band(kinds))
@@ -141,19 +141,25 @@ def _models(record: RunRecord) -> Band | None:
 
 
 def _band(kinds: Sequence[tuple[Kind, str, str]]) -> tuple[tuple[Segment, ...], str]:
-    segments, texts, start = [], [], 0
-    unit = WIDTH / max(len(kinds), 1)
+    """Segments of equal rounds in a row, and in which rounds each kind was, in words."""
+    segments: list[Segment] = []
+    places: dict[str, list[str]] = {}
+    unit, start = WIDTH / max(len(kinds), 1), 0
     for (kind, what, letter), group in groupby(kinds):
         length = len(list(group))
         words = f"{_where(start, length)}: {what}"
-        shown = letter if kind != "trained" and unit * length >= _LETTER else ""
+        shown = letter if letter and unit * length >= _LETTER else ""
         cuts = _cuts(start, length, unit)
         segments.append(Segment(State(kind, what), start * unit, unit * length, shown, words, cuts))
-        texts.append(words + (f" ({letter})" if shown else ""))
+        named = f"{what} ({letter})" if letter else what
+        places.setdefault(named, []).append(_where(start, length).split(" ", 1)[1])
         start += length
-    if len(texts) > _MOST_TEXTS:
-        texts = [*texts[:_MOST_TEXTS], f"and so on, {len(texts) - _MOST_TEXTS} more changes"]
-    return tuple(segments), "; ".join(texts)
+    return tuple(segments), "; ".join(f"{what}: rounds {_listed(where)}" for what, where in places.items())
+
+
+def _listed(places: Sequence[str]) -> str:
+    more = f" and {len(places) - _MOST_PLACES} more" if len(places) > _MOST_PLACES else ""
+    return ", ".join(places[:_MOST_PLACES]) + more
 
 
 def _where(start: int, length: int) -> str:
@@ -170,7 +176,7 @@ def _sites(record: RunRecord) -> list[str]:
 
 
 def _state(record: RunRecord, line: RoundRecord, site: str) -> State:
-    if any(site in line.participants.get(task, ()) for task in _TRAINING):
+    if any(site in line.participants.get(task, ()) for task in TRAINING):
         return State("trained")
     refusal = _last(line.refusals, site)
     if site in line.participants.get("measure", ()):

@@ -65,8 +65,13 @@ def _incomplete(record: RunRecord, summary: RunSummary) -> Iterator[Remark]:
 
 
 def collapses(record: RunRecord) -> list[Collapse | None]:
-    """How each model failed on validation data, by rounds trained before it; with the final one, if there is one."""
+    """How each model failed on validation data, by rounds trained before it; with the final one, if there is one.
+
+    That a model which was drawn from a seed has learnt nothing before its first round is no failure.
+    """
     found = [line.collapse for line in record.rounds]
+    if record.plan.start.kind == "seed":
+        found[:1] = [None] * len(found[:1])
     return found if record.final is None else [*found, record.final.validation_collapse]
 
 
@@ -87,8 +92,7 @@ def collapse_in_words(how: Collapse, first: int, last: int) -> str:
 
 
 def _collapsed(record: RunRecord) -> Iterator[Remark]:
-    # That the first model has learnt nothing is no news.
-    spans = [one for one in collapsed_spans(collapses(record)) if one[2] > 0]
+    spans = list(collapsed_spans(collapses(record)))
     if spans:
         text = "; ".join(collapse_in_words(*one) for one in spans)
         yield Remark("collapse", f"on validation data, {text}. Small gaps of such a model mean nothing")

@@ -35,6 +35,9 @@ from fairflare.fairness.penalty import labels_of
 from fairflare.plan import ClassificationTask, Plan, SegmentationTask
 from fairflare.record import Collapse, RunRecord
 
+#: Up to so many labels have all resamples each; of more, at least so many.
+_FEW, _LEAST = 4, 400
+
 
 def summarise(
     record: RunRecord,
@@ -114,7 +117,7 @@ def summarise_sums(
     collapse
         How the model fails on these records, if it has learnt nothing.
     resamples, seed
-        Of the bootstrap; the same numbers give the same intervals.
+        Of the bootstrap; the same numbers give the same intervals. Of many labels each has fewer resamples.
     """
     edge, threshold = _choose_threshold(plan, validation)
     labels = tuple(_label_summaries(plan, sums, edge, resamples, seed))
@@ -154,8 +157,10 @@ def _label_summaries(plan: Plan, sums: EvaluationSums, edge: int, resamples: int
         )  # fmt: skip
         yield _label_summary("", list(parts))
         return
+    many = len(plan.task.questions) / _FEW
+    each = resamples if many <= 1 else max(round(resamples / many), min(resamples, _LEAST))
     tables = [
-        list(_label_tables(plan, plan.task, place, sums.question(place), edge, resamples, seed))
+        list(_label_tables(plan, plan.task, place, sums.question(place), edge, each, seed))
         for place in range(len(plan.task.questions))
     ]
     if len(tables) > 1:

@@ -96,9 +96,10 @@ def bootstrap(
     gaps: dict[str, list[Floats]] = {}
     for drawn in draw_cells(small, np.random.default_rng(seed), resamples):
         sample = Scores(drawn, (drawn * value).sum(axis=-1), edge, scores.complete)
-        for name, values in group_metrics(sample).items():
+        found = group_metrics(sample)
+        for name, values in found.items():
             metrics.setdefault(name, []).append(values)
-        for name, values in group_gaps(sample, groups).items():
+        for name, values in group_gaps(sample, groups, found).items():
             gaps.setdefault(name, []).append(values)
     return Resamples(
         {name: np.concatenate(parts) for name, parts in metrics.items()},

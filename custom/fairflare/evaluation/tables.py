@@ -154,8 +154,9 @@ def label_overview(summary: RunSummary) -> TableView:
             cells.append(Cell("none") if worst is None else notes.cell(worst.value, name=worst.group))
         rows.append(Row(part.label, tuple(cells)))
     names = [COLUMNS[metric].replace("\n", " ") for metric in _OVERVIEW]
-    worst_heads = [f"Worst group of {one.attribute} by area under ROC curve" for one in summary.attributes]
+    worst_heads = [f"Worst group of {one.attribute}" for one in summary.attributes]
     caption = f"Each label against all others on {summary.split} records"
+    caption += "; worst groups by area under ROC curve" if worst_heads else ""
     return TableView(caption, ("Label", "Records", *names, *worst_heads), (Block("", tuple(rows)),), tuple(notes.texts))
 
 

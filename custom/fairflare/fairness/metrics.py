@@ -221,7 +221,9 @@ def gap_to_overall(total: Floats, records: Floats) -> Floats:
     return np.asarray(np.abs(ratio(total, records) - overall[..., None]).max(axis=-1))
 
 
-def group_gaps(scores: Scores, groups: Mapping[str, Booleans]) -> dict[str, Floats]:
+def group_gaps(
+    scores: Scores, groups: Mapping[str, Booleans], metrics: Mapping[str, Floats] | None = None
+) -> dict[str, Floats]:
     """Every gap of :data:`GAPS`, each of shape (...,).
 
     Parameters
@@ -231,8 +233,10 @@ def group_gaps(scores: Scores, groups: Mapping[str, Booleans]) -> dict[str, Floa
     groups
         Metric -> which groups (K,) are compared: :func:`estimable` of the data themselves, so that resamples
         of them answer the same question. Fewer than two groups, or one that a resample lost, give NaN.
+    metrics
+        ``group_metrics(scores)``, if they are known already.
     """
-    metrics = group_metrics(scores)
+    metrics = group_metrics(scores) if metrics is None else metrics
     gaps = {}
     for name, parts in GAPS.items():
         if not name.endswith("_gap_to_overall"):

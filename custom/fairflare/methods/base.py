@@ -102,9 +102,7 @@ class Method:
         Number of the task's labels.
     """
 
-    def __init__(
-        self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int, labels: int = 2
-    ) -> None:
+    def __init__(self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int, labels: int = 2) -> None:
         self.sizes = dict(sizes)
         self.min_sites = min_sites
         self.labels = labels

@@ -60,12 +60,12 @@ class FlexFairParameters(MethodParameters):
     (``step``: lock step, exact replica of joint training); with the update, for the next round (``round_lagged``: no
     trip of their own, one round old, none in the first round); or every few rounds. ``remeasure_own``: after so many
     local steps a site measures its own part of the sums anew and replaces it in the totals (``null``: never; exact for
-    its own risk where hospitals are the groups). ``scaling``: ``joint`` is the exact gradient; ``official`` mimics the authors' code, whose penalty has
-    no factor n / n_s. ``min_weight`` and ``max_weight`` (``null``: no bound) hold the factor 1 + lambda n a_k that
-    multiplies the part of a record's loss that is the utility, the task's class weight aside; with the utility
-    probability they hold the coefficient lambda n a_k to [min_weight - 1, max_weight - 1]. Once a bound binds, the
-    gradient is no longer the joint one; the record counts how often. ``utility_clip`` (``null``: none) bounds the
-    (binary) cross-entropy of one record, so that a single outlier cannot dominate a group.
+    its own risk where hospitals are the groups). ``scaling``: ``joint`` is the exact gradient; ``official`` mimics the
+    authors' code, whose penalty has no factor n / n_s. ``min_weight`` and ``max_weight`` (``null``: no bound) hold the
+    factor 1 + lambda n a_k that multiplies the part of a record's loss that is the utility, the task's class weight
+    aside; with the utility probability they hold the coefficient lambda n a_k to [min_weight - 1, max_weight - 1]. Once
+    a bound binds, the gradient is no longer the joint one; the record counts how often. ``utility_clip`` (``null``:
+    none) bounds the (binary) cross-entropy of one record, so that a single outlier cannot dominate a group.
     """
 
     name: Literal["flexfair"]
@@ -134,7 +134,8 @@ def _task_conflicts(penalty: Penalty, where: str, task: str) -> Iterator[str]:
     if penalty.utility not in able:
         yield f"got utility {penalty.utility} for {where} in {task}, expected {' or '.join(able)}"
     if task == "segmentation" and penalty.criterion != "equal_accuracy":
-        yield f"got criterion {penalty.criterion} for {where} in segmentation, expected equal_accuracy: images have no label"
+        expected = "expected equal_accuracy: images have no label"
+        yield f"got criterion {penalty.criterion} for {where} in segmentation, {expected}"
 
 
 def _penalty_conflicts(penalty: Penalty, where: str, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -155,9 +156,7 @@ def _penalty_conflicts(penalty: Penalty, where: str, sizes: Mapping[str, int]) -
 class FlexFair(Method):
     """FlexFair over FLARE; the limit case strength = 0 is FedAvg, bit by bit."""
 
-    def __init__(
-        self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int, labels: int = 2
-    ) -> None:
+    def __init__(self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int, labels: int = 2) -> None:
         super().__init__(parameters, sizes, min_sites, labels)
         if not isinstance(parameters, FlexFairParameters):
             raise TypeError(f"got {type(parameters).__name__}, expected FlexFairParameters")

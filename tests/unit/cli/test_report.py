@@ -16,7 +16,16 @@ from typer.testing import CliRunner, Result
 from fairflare.cli.report import report
 from fairflare.errors import RunError
 from fairflare.record import find_record, write_record
-from tests.unit.evaluation.records import draw, flexfair, make_plan, make_record
+from tests.unit.evaluation.records import (
+    draw,
+    draw_several,
+    flexfair,
+    make_painted,
+    make_plan,
+    make_record,
+    make_several,
+    paint,
+)
 
 APP = typer.Typer()
 APP.command()(report)
@@ -74,6 +83,19 @@ def test_a_page_is_written(runs: tuple[Path, Path], tmp_path: Path) -> None:
     assert "<h1>FairFlare report: skin_fedavg, skin_flexfair</h1>" in text
     assert "Comparison with skin_fedavg" in result.output
     assert f"written: {page}" in result.output.replace("\n", "")
+
+
+@pytest.mark.parametrize("kind", ["images", "several"])
+def test_other_tasks_have_reports_in_every_form(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("matplotlib")
+    record = make_record(make_painted(), paint()) if kind == "images" else make_record(make_several(), draw_several())
+    write_record(tmp_path, record)
+    files = [tmp_path / name for name in ("table.csv", "report.json", "report.html", "pictures")]
+    result = invoke(tmp_path, "--csv", files[0], "--json", files[1], "--html", files[2], "--png", files[3])
+    assert result.exit_code == 0, result.output
+    assert ("Mean Dice" if kind == "images" else "Each label against all others") in result.output
+    assert max(map(len, result.output.split("written: ")[0].splitlines())) <= 100
+    assert all(file.exists() for file in files)
 
 
 def test_a_run_that_stopped_has_a_page_but_no_results(runs: tuple[Path, Path], tmp_path: Path) -> None:

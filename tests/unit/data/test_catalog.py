@@ -185,3 +185,18 @@ def test_a_missing_file_is_found_before_work_starts(folder: Path, field: str, wo
         catalog.entry("site-1", "skin")
     assert caught.value.code == "FF-CAT-MISSING-FILE"
     verify_speaks_without_paths(caught.value, folder)
+
+
+def test_an_entry_is_public_only_if_it_says_so(folder: Path) -> None:
+    data = flat(folder)
+    assert not read_catalog(written(folder, data)).entry("a", "skin").public  # as before there was this field
+    data["data_sets"]["skin"]["public"] = True
+    catalog = read_catalog(written(folder, data))
+    assert catalog.entry("a", "skin").public
+    write_catalog(folder, catalog)
+    assert read_catalog(folder) == catalog
+    for word in ("true", 1, None):
+        data["data_sets"]["skin"]["public"] = word
+        with pytest.raises(CatalogError) as caught:
+            read_catalog(written(folder, data))
+        assert caught.value.code == "FF-CAT-VALUE"

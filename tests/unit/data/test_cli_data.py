@@ -14,7 +14,16 @@ from typer.testing import CliRunner
 from fairflare.cli.data import app
 from fairflare.errors import CatalogError, DataError
 from fairflare.policy import read_catalog
-from tests.unit.data.plans import SECRETS, good_rows, image_input, plan_dict, table_input, write_entry
+from fairflare.schema import pretty
+from tests.unit.data.plans import (
+    SECRETS,
+    good_rows,
+    image_input,
+    plan_dict,
+    segmentation_plan,
+    table_input,
+    write_entry,
+)
 
 runner = CliRunner()
 
@@ -40,6 +49,16 @@ def test_synthetic_data_pass_the_check(tmp_path: Path) -> None:
     one = runner.invoke(app, ["check", "--plan", str(plan), "--catalog", out, "--site", "site-2", "--json"])
     assert one.exit_code == 0
     assert list(json.loads(one.stdout)["findings"]) == ["site-2"]
+
+
+def test_synthetic_data_for_segmentation_pass_the_check(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(pretty(segmentation_plan()), encoding="utf-8")
+    out = str(tmp_path / "hospitals")
+    made = runner.invoke(app, ["synthetic", "--plan", str(plan), "--sites", "2", "--records", "20", "--to", out])
+    assert made.exit_code == 0, made.output
+    checked = runner.invoke(app, ["check", "--plan", str(plan), "--catalog", out])
+    assert checked.exit_code == 0, checked.output
 
 
 def test_errors_are_an_exit_code_and_a_table(tmp_path: Path, plan: str) -> None:
@@ -99,7 +118,7 @@ def test_real_data_are_imported(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_the_data_layer_needs_neither_torch_nor_flare() -> None:
-    modules = ("check", "images", "manifest", "sources", "synthetic", "table")
+    modules = ("check", "images", "manifest", "masks", "members", "sources", "synthetic", "table")
     imports = ", ".join(f"fairflare.data.{name}" for name in modules)
     code = f"import sys, {imports}; print(*sorted({{'torch', 'nvflare', 'pandas'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

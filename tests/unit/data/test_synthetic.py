@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fairflare.data.synthetic import SIGNAL, write_hospitals
 from fairflare.errors import DataError
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog, read_catalog
-from tests.unit.data.plans import image_input, make_plan, table_input
+from tests.unit.data.plans import image_input, make_plan, segmentation_plan, table_input
 
 SITES = ("site-1", "site-2", "site-3")
 TABLE = make_plan(table_input(tuple(f"x{at}" for at in range(8))))
@@ -25,6 +26,10 @@ PLANS = {
     "colour": IMAGES,
     "grey": make_plan(image_input(1, 16, 16)),
     "without_attributes": make_plan(table_input(), attributes=[]),
+    "segmentation": segmentation_plan(image_input(3, 16, 24)),
+    "segmentation_grey_of_many": segmentation_plan(
+        image_input(1, 16, 16), ("a", "b", "c", "d"), (9, 0, 255, 1), attributes=[]
+    ),
     "one_edge": make_plan(table_input(), attributes=[{"name": "bmi", "values": ["low", "high"], "edges": [-0.37]}]),
 }
 
@@ -49,7 +54,7 @@ def test_the_data_keep_the_contract(tmp_path: Path, plan: Plan) -> None:
     assert sizes == [112, 80, 48]
 
 
-@pytest.mark.parametrize("plan", [TABLE, IMAGES], ids=["table", "images"])
+@pytest.mark.parametrize("plan", [TABLE, IMAGES, PLANS["segmentation"]], ids=["table", "images", "masks"])
 def test_the_same_seed_writes_the_same_files(tmp_path: Path, plan: Plan) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         write_hospitals(tmp_path / name, plan, SITES[:2], records=30, seed=seed)
@@ -133,3 +138,57 @@ def test_hospitals_differ(tmp_path: Path) -> None:
     shares = [float((part.groups["sex"] == 1).mean()) for part in training]
     assert all(0.1 < share < 0.35 for share in shares)
     assert all(0 < float((part.groups["age"] < 0).mean()) < 0.1 for part in training)
+
+
+# Made before there were masks and more than two labels: runs of then can be repeated.
+BEFORE = {
+    "table": "78cd1c30c8f3d7c16cfc15bd69a25a8f3e3abb4fb12a4fae0a7f738a17bc8fb8",
+    "without_attributes": "64333a8659557b0e9768ee54d40162518dfc4c0c5e6dfa7bb8a82166f660ce51",
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_tables_are_those_of_earlier_versions(tmp_path: Path, name: str) -> None:
+    write_hospitals(tmp_path, PLANS[name], ("a", "b", "c"), records=40, seed=5)
+    found = hashlib.sha256()
+    for file, content in contents(tmp_path).items():
+        found.update(file.encode() + content)
+    assert found.hexdigest() == BEFORE[name]
+
+
+def contrasts(plan: Plan, catalog: DataCatalog) -> dict[str, np.ndarray]:
+    """How much darker the shape is than the rest of each training image, by site."""
+    found = {}
+    for site in catalog.site_names:
+        part = load(plan, catalog.entry(site, "demo")).training
+        assert part.masks is not None
+        shape = part.masks == 1
+        grey = part.inputs.mean(axis=1)
+        inside = (grey * shape).sum(axis=(1, 2)) / shape.sum(axis=(1, 2))
+        found[site] = (grey * ~shape).sum(axis=(1, 2)) / (~shape).sum(axis=(1, 2)) - inside
+    return found
+
+
+def test_shapes_of_the_minority_are_faint(tmp_path: Path) -> None:
+    plan = segmentation_plan(image_input(3, 32, 32))
+    catalog = write_hospitals(tmp_path, plan, SITES, records=60, seed=3)
+    for site, contrast in contrasts(plan, catalog).items():
+        groups = load(plan, catalog.entry(site, "demo")).training.groups["sex"]
+        assert contrast[groups == 0].mean() > 50
+        assert 5 < contrast[groups == 1].mean() < 25
+
+
+def test_without_attributes_the_last_hospital_is_faint(tmp_path: Path) -> None:
+    plan = segmentation_plan(image_input(1, 32, 32), attributes=[])
+    means = [float(one.mean()) for one in contrasts(plan, write_hospitals(tmp_path, plan, SITES, 60, 3)).values()]
+    assert min(means[:2]) > 50
+    assert 5 < means[2] < 25
+
+
+def test_every_label_is_in_nearly_every_picture(tmp_path: Path) -> None:
+    plan = PLANS["segmentation_grey_of_many"]
+    catalog = write_hospitals(tmp_path, plan, SITES[:1], records=30, seed=3)
+    masks = load(plan, catalog.entry("site-1", "demo")).training.masks
+    assert masks is not None
+    for label in range(4):
+        assert (masks == label).any(axis=(1, 2)).mean() > 0.9

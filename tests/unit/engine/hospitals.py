@@ -55,7 +55,25 @@ def several_labels(labels: int, method: dict[str, Any] | None = None, **changes:
     data["task"]["labels"] = [f"kind{label}" for label in range(labels)]
     data["training"]["class_weights"] = [1.0] * labels
     data["evaluation"]["threshold"] = "half"
+    data["intersections"] = [{"name": "sex_age", "of": ["sex", "age"]}]
     return changed(data, **changes)
+
+
+def of_several_labels(labels: int) -> dict[str, Callable[[], SiteData]]:
+    """The four hospitals with labels of more kinds, and the intersection of their attributes."""
+
+    def kinds(records: Records, seed: int) -> Records:
+        random = np.random.default_rng(seed)
+        drawn = (records.labels + random.integers(0, labels - 1, len(records))).astype(np.int64)
+        sex, age = records.groups["sex"], records.groups["age"]
+        return Records(records.inputs, drawn, {**records.groups, "sex_age": np.where(sex >= 0, sex * 2 + age, -1)})
+
+    def load(name: str, number: int) -> SiteData:
+        data = four()[name]()
+        parts = (data.training, data.validation, data.test)
+        return SiteData(*(kinds(part, 10 * number + at) for at, part in enumerate(parts)), 0)
+
+    return {name: (lambda name=name, number=number: load(name, number)) for number, name in enumerate(four())}
 
 
 def segmentation_task(labels: Sequence[str], side: int, channels: int = 1) -> SegmentationTask:
@@ -68,6 +86,52 @@ def segmentation_task(labels: Sequence[str], side: int, channels: int = 1) -> Se
         },
     }  # fmt: skip
     return schema.parse(SegmentationTask, json.dumps(data), error=PlanError, what="task")
+
+
+SIDE = 16
+
+
+def image_records(n: int, seed: int, contrast: float = 80.0, maps: int = 1) -> Records:
+    """Noisy images with a bright disc for each label but the background; ``contrast`` makes them easy to find."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    masks = np.zeros((n, SIDE, SIDE), dtype=np.uint8)
+    for label in range(1, maps + 1):
+        centre, radius = random.uniform(3, SIDE - 3, (n, 2, 1, 1)), random.uniform(2, 5, (n, 1, 1))
+        masks[np.hypot(rows - centre[:, 0], columns - centre[:, 1]) < radius] = label
+    images = 60 + contrast * masks / maps + random.normal(0, 12, masks.shape)
+    groups = {"sex": random.integers(-1, 2, n), "age": random.integers(0, 2, n)}
+    groups["sex_age"] = np.where(groups["sex"] >= 0, groups["sex"] * 2 + groups["age"], -1)
+    pixels = np.clip(images, 0, 255).astype(np.uint8)[:, None]
+    return Records(pixels, np.zeros(n, dtype=np.int64), groups, masks)
+
+
+def image_hospital(n: int, seed: int, contrast: float = 80.0, maps: int = 1) -> SiteData:
+    """Training, validation and test images of one hospital."""
+    parts = (image_records(size, seed + at, contrast, maps) for at, size in enumerate((n, n // 2, n // 2)))
+    return SiteData(*parts, 0)
+
+
+def three_of_images(maps: int = 1) -> dict[str, Callable[[], SiteData]]:
+    """Three hospitals of different sizes, the last one with faint images."""
+    kinds = {"amber": (12, 90.0), "beryl": (16, 80.0), "coral": (9, 30.0)}
+    return {
+        name: (lambda n=n, c=c, k=k: image_hospital(n, 50 + 10 * k, c, maps))
+        for k, (name, (n, c)) in enumerate(kinds.items())
+    }
+
+
+def image_plan(method: dict[str, Any], maps: int = 1, **changes: Any) -> Plan:
+    """A small segmentation with two attributes and their intersection."""
+    data = json.loads(schema.pretty(presets.fundus("shapes", presets.FEDAVG)))
+    data["method"], data["consents"] = method, ["open_hospital_risks"]
+    names = ["background", *(f"part{label}" for label in range(maps))]
+    data["task"] = json.loads(schema.pretty(segmentation_task(names, SIDE)))
+    data["attributes"] = [presets.SEX, presets.AGE]
+    data["intersections"] = [{"name": "sex_age", "of": ["sex", "age"]}]
+    data["model"] = {"name": "unet", "widths": [8, 16]}
+    data["training"]["class_weights"] = [1.0] * (maps + 1)
+    return changed(data, **changes)
 
 
 def changed(data: dict[str, Any], **changes: Any) -> Plan:

@@ -21,7 +21,7 @@ from fairflare.evaluation.report import summarise
 from fairflare.evaluation.tables import curve_table
 from fairflare.record import Refusal
 from tests.unit.evaluation.records import SITES, draw, flexfair, make_plan, make_record, make_round
-from tests.unit.evaluation.test_page import make_run, reported, rounds, stopped, two_runs
+from tests.unit.evaluation.test_page import four_labels, make_run, painted, reported, rounds, stopped, two_runs
 
 
 def chart(*series: Series, **changes: Any) -> Chart:
@@ -51,6 +51,49 @@ def test_charts_hold_the_records_numbers_and_end_with_the_final_evaluation() -> 
                 assert series.y[-1] == pytest.approx(group.metrics[quantity].value, abs=1e-12)
     assert charts["penalties-gap"].series == (Series("sex", (0.2, 0.1)),)
     assert charts["penalties-penalty"].series == (Series("sex", (0.01, 0.01)),)
+
+
+def test_charts_of_a_segmentation_are_of_loss_and_dice_and_mark_collapse_and_the_best_model() -> None:
+    record = painted()
+    charts = by_key(run_charts(record))
+    assert list(charts) == ["sex-mean_loss", "sex-dice", "age-mean_loss", "age-dice", "penalties-gap",
+                            "penalties-penalty"]  # fmt: skip
+    final = summarise(record, "validation", resamples=20)
+    dice = charts["sex-dice"]
+    assert (dice.title, dice.worst, dice.chance) == ("Mean Dice by sex", "lowest", None)
+    for group, series in zip(final.by_attribute("sex").groups, dice.series, strict=False):
+        assert series.y[-1] == pytest.approx(group.metrics["dice"].value, abs=1e-12)
+    assert (dice.best, dice.collapsed) == (4, (1, 2))
+    assert dice.note == "Collapse: after 1 to 2 rounds the model calls every pixel of every image background."
+    assert charts["penalties-gap"].x == (0, 2, 4)
+    assert charts["penalties-gap"].note == "Statistics were exchanged in 3 of 6 rounds."
+    found = lay_out(dice)
+    (span,) = found.spans
+    assert span.words == "collapse"
+    assert span.x >= drawing.LEFT
+    assert found.best is not None
+    assert found.best > span.x + span.width
+    assert found.description.endswith("Best on validation data after 4 rounds.")
+
+
+def test_charts_of_several_labels_and_intersections() -> None:
+    charts = by_key(run_charts(four_labels()))
+    assert [key for key in charts if key.startswith("sex_and_age")] == ["sex_and_age-mean_loss", "sex_and_age-roc_auc"]
+    assert charts["sex-roc_auc"].title == "Mean area under ROC curve over labels by sex"
+    assert [one.name for one in charts["sex_and_age-roc_auc"].series][:2] == ["female+under_40", "female+40_to_60"]
+
+
+def test_collapse_that_comes_and_goes_has_spans_inside_the_axes() -> None:
+    one = chart(Series("a", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)), collapsed=(0, 2, 5), best=0)
+    spans = lay_out(one).spans
+    assert len(spans) == 3
+    assert spans[0].x == drawing.LEFT
+    assert spans[-1].x + spans[-1].width == drawing.WIDTH - drawing.RIGHT
+    assert lay_out(one).best == drawing.LEFT
+    # An untrained model outside the axes is neither marked nor spanned.
+    far = chart(Series("a", (0.4, 0.90, 0.91, 0.92)), collapsed=(0,), best=0)
+    assert lay_out(far).spans == ()
+    assert lay_out(far).best is None
 
 
 def test_a_group_of_which_one_label_may_be_withheld_has_no_loss() -> None:
@@ -233,6 +276,15 @@ def test_everybody_present_is_said() -> None:
     assert {row.evaluated for row in found.rows} == {"took part"}
 
 
+def test_statistics_that_ride_with_the_update_are_told() -> None:
+    plan = make_plan(method={**flexfair(), "refresh": "round_lagged"})
+    lines = tuple(make_round(plan, n, participants={"train_alone": SITES}) for n in range(3))
+    found = participation(make_record(plan, draw(), rounds=lines))
+    assert {row.trained for row in found.rows} == {3}
+    assert [band.words for band in found.bands] == ["sent with the update, for the next round (U): rounds 1 to 3"]
+    assert participation(make_run()).bands == ()
+
+
 def test_absences_without_a_reason_and_from_the_evaluation_are_told() -> None:
     record = make_run()
     lines = tuple(line.model_copy(update={"participants": {"measure": SITES[:2], "train": SITES[:1]}})
@@ -284,4 +336,6 @@ def test_pictures_are_drawn_whatever_the_names(tmp_path: Path) -> None:
             assert image.format == "PNG"
             assert image.size == (1500, 960)
     again = write_png(charts[:1], tmp_path / "again")
+    for number, collapsed in enumerate(run_charts(painted())):
+        assert write_png([(str(number), collapsed)], tmp_path / "images")
     assert again[0].read_bytes() == files[0].read_bytes()

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from fairflare.engine.describe import notices
-from fairflare.evaluation.page import ReportedRun, to_html
+from fairflare.evaluation.page import Picture, ReportedRun, to_html
 from fairflare.evaluation.report import compare, summarise
 from fairflare.evaluation.summary import RunSummary, Value
 from fairflare.evaluation.words import COLUMNS, GLOSSARY, NAMES
@@ -41,15 +41,19 @@ from tests.unit.evaluation.records import (
     SITES,
     Patients,
     draw,
+    draw_several,
     flexfair,
+    make_painted,
     make_plan,
     make_record,
     make_round,
     make_session,
+    make_several,
+    paint,
 )
 
 EVALUATION = {"score_bins": BINS, "threshold": "validation_balanced_accuracy"}
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr", "img"}
 #: Elements that load, run or send something, or that change what other addresses mean.
 ACTIVE = {"script", "link", "img", "image", "iframe", "object", "embed", "base", "form", "input", "button", "video",
           "audio", "source", "track", "use", "foreignobject", "portal", "template", "noscript"}  # fmt: skip
@@ -195,6 +199,40 @@ def stopped() -> RunRecord:
     )  # fmt: skip
 
 
+def painted(name: str = "polyps") -> RunRecord:
+    """A segmentation whose first models painted nothing, with statistics in every second round."""
+    method = {**flexfair("sex", "equal_accuracy"), "refresh": {"rounds": 2}}
+    method["penalties"][0]["utility"] = "dice_loss"
+    training = {**make_painted().training.model_dump(mode="json"), "rounds": 6}
+    plan = make_painted(name=name, method=method, training=training, consents=["open_hospital_risks"])
+    lines = group_lines(plan, paint(seed=5).sums(plan))
+    alone: dict[str, Any] = {"participants": {"train_alone": SITES}, "penalties": ()}
+    measured: dict[str, Any] = {"participants": {"measure": SITES, "train": SITES}}
+    rounds = tuple(
+        make_round(
+            plan, n, validation=lines, collapse="all_background" if n < 3 else None, **(alone if n % 2 else measured)
+        )
+        for n in range(6)
+    )
+    record = make_record(plan, paint(missing=0.05), paint(seed=5), rounds=rounds)
+    assert record.final is not None
+    final = record.final.model_copy(update={"best_rounds": 4, "best_model_sha256": "c" * 64})
+    return record.model_copy(update={"final": final})
+
+
+def four_labels() -> RunRecord:
+    plan = make_several()
+    lines = group_lines(plan, draw_several(seed=5).sums(plan))
+    rounds = tuple(make_round(plan, n, validation=lines) for n in range(2))
+    return make_record(plan, draw_several(), draw_several(seed=5), rounds=rounds)
+
+
+#: A PNG file of one pixel.
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
 @pytest.fixture(scope="module")
 def comparison() -> str:
     return page(*two_runs())
@@ -211,6 +249,8 @@ def pages(comparison: str) -> dict[str, str]:
         "mixed": page(reported(stopped(), "early"), *two_runs()),
         "no attributes": page(reported(make_run(attributes=[], method={"name": "fedavg"}))),
         "nothing": page(ReportedRun("new", empty_record(), None)),
+        "images": page(reported(painted()), reported(painted("again"))),
+        "several labels": page(reported(four_labels())),
     }
 
 
@@ -241,6 +281,23 @@ def test_the_policy_allows_this_style_sheet_and_nothing_else(comparison: str) ->
     head = [one.tag for one in document.root.all("head")[0].children]
     assert head.index("meta") < head.index("style")
     assert comparison.startswith("<!DOCTYPE html>\n")
+
+
+def test_pictures_are_in_the_page_and_only_then_allowed() -> None:
+    run = reported(painted())
+    shown = [Picture("Image 1", "image / truth / prediction", PIXEL), Picture('"><b>', "'<script>", PIXEL)]
+    document = Document(to_html([run], [], shown))
+    policy = next(one for one in document.everything if one.get("http-equiv") == "Content-Security-Policy")
+    assert "; img-src data:; base-uri 'none'" in policy.get("content")
+    found = document.root.all("img")
+    assert [one.get("alt") for one in found] == ["Image 1. image / truth / prediction", "\"><b>. '<script>"]
+    for one in found:
+        assert set(one.attributes) == {"src", "alt", "width", "height"}
+        assert one.get("src") == f"data:image/png;base64,{base64.b64encode(PIXEL).decode()}"
+        assert (one.get("width"), one.get("height")) == ("1", "1")
+    assert "no patient is shown" in document.root.text
+    with pytest.raises(ValueError, match="no PNG file"):
+        Picture("x", "y", b"<svg onload=alert(1)>")
 
 
 # -------------------------------------------------------------------------------------------------- names stay text
@@ -361,6 +418,75 @@ def test_every_number_of_a_run_is_the_summarys(minimum: int) -> None:
     for part in summary.attributes:
         for gap, value in part.gaps.items():
             assert words(rows[part.attribute, NAMES[gap]][0]) == shown(value)
+
+
+def test_the_page_of_a_segmentation_says_the_summarys_numbers(pages: dict[str, str]) -> None:
+    run = reported(painted())
+    assert run.summary is not None
+    document = Document(page(run))
+    rows = cells(document, "run-1-groups")
+    for part in run.summary.attributes:
+        for group in part.groups:
+            wanted = [str(group.records), *(shown(group.metrics[m]) for m in ("dice", "low_dice", "mean_loss"))]
+            assert [words(cell) for cell in rows[part.attribute, group.group]] == wanted
+        for gap, value in part.gaps.items():
+            assert words(cells(document, "run-1-gaps")[part.attribute, NAMES[gap]][0]) == shown(value)
+    text = document.root.text
+    assert "the mean Dice is" in text
+    assert "positive" not in document.by_id("run-1-groups").text
+    assert "Other numbers by group" not in text
+    assert "Mean Dice by sex" in text
+    assert "everybody's mean Dice" in Document(pages["images"]).root.text
+
+
+def test_what_a_plan_agreed_to_and_began_with_is_said() -> None:
+    text = Document(page(reported(painted()))).root.text
+    assert "Group statistics at the start of every 2 rounds; the rounds between use the last ones" in text
+    assert "Starting weights drawn from the plan's seed" in text
+    assert "Agreed to by taking part Each hospital's risk (mean loss) may be known to all." in text
+    assert f"Best on validation (SHA-256) {'c' * 64} Best on validation is after 4 of 6 rounds" in text
+    start = {"kind": "file", "sha256": "e" * 64, "tensors": "matching"}
+    text = Document(page(reported(make_run(start=start)))).root.text
+    assert f"from a file of weights with SHA-256 {'e' * 64}: those tensors that fit the network" in text
+    text = Document(page(reported(make_run(method={**flexfair(), "refresh": "round_lagged"})))).root.text
+    assert "with each update, for the next round: one round old, none in the first" in text
+
+
+def test_collapse_and_the_best_model_are_told_in_words() -> None:
+    document = Document(page(reported(painted())))
+    assert "collapse: on validation data, after 1 to 2 rounds the model calls every pixel" in document.root.text
+    assert "Collapse: after 1 to 2 rounds the model calls every pixel of every image background." in document.root.text
+    table = document.by_id("run-1-f1-v")
+    assert [head.text for head in table.all("thead")[0].all("th")][-2:] == ["Best on validation", "Collapse"]
+    last = [[cell.text for cell in row.all("td")][-2:] for row in table.all("tr")[1:]]
+    assert last == [["", ""], ["", "yes"], ["", "yes"], ["", ""], ["yes", ""], ["", ""], ["", ""]]
+    assert [one.text for one in document.by_id("run-1-rounds").all("th")][2:] == [
+        "Group statistics", "Model at the start of the round",
+    ]  # fmt: skip
+    said = [one.text for one in document.root.all("li")]
+    assert (
+        "Group statistics: exchanged before training: rounds 1, 3, 5; "
+        "none, the last ones acted if there were any (N): rounds 2, 4, 6"
+    ) in said
+    assert (
+        "Model at the start of the round: no collapse: rounds 1, 4 to 6; collapse: paints nothing (C): rounds 2 to 3"
+    ) in said
+    rows = {row.all("th")[0].text: row for row in document.by_id("run-1-sites").all("tr")[1:]}
+    assert "6 of 6 none took part" in rows["lyon"].text
+
+
+def test_several_labels_have_closed_parts_of_their_own(pages: dict[str, str]) -> None:
+    document = Document(pages["several labels"])
+    titles = [one.text for one in document.root.all("summary") if "against all others" in one.text]
+    assert [title.split()[0] for title in titles] == ["melanoma", "nevus", "keratosis", "carcinoma"]
+    assert "Results by group, means over labels" in [one.text for one in document.root.all("h3")]
+    assert ("sex", "female") in cells(document, "run-1-l2-groups")
+    assert ("sex_and_age", "male+over_60") in cells(document, "run-1-groups")
+    closed = [one for one in document.root.all("details") if one.all("summary")[0].text == titles[0]]
+    assert "open" not in closed[0].attributes
+    assert list(cells(document, "run-1-labels")) == [
+        ("", label) for label in ("melanoma", "nevus", "keratosis", "carcinoma")
+    ]
 
 
 def test_the_worst_group_is_marked_in_words() -> None:

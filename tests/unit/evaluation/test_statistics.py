@@ -6,13 +6,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from fairflare.evaluation import statistics
 from fairflare.evaluation.statistics import (
     Interval,
     Resamples,
+    auc_metric,
+    balanced_accuracy_metric,
     bootstrap,
     gap_interval,
+    mean_metric,
+    paired_bootstrap,
+    paired_by_group,
     paired_difference,
     percentile_interval,
     wilson,
@@ -159,3 +165,78 @@ def test_paired_difference_says_nothing_it_cannot_know() -> None:
         paired_difference([0.1], [0.1, 0.2])
     with pytest.raises(ValueError, match="got 0 and 0 values"):
         paired_difference([], [])
+
+
+# ------------------------------------------------------------------------------------- two models on the same records
+
+
+def test_paired_bootstrap_is_scipys_if_each_patient_has_one_record() -> None:
+    generator = np.random.default_rng(7)
+    first = generator.beta(4, 2, 150)
+    second = np.clip(first + generator.normal(0.03, 0.1, 150), 0, 1)
+    found = paired_bootstrap(mean_metric(first), mean_metric(second), np.arange(150), resamples=4000, seed=1)
+    expected = stats.bootstrap(
+        (second - first,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert (found.records, found.patients) == (150, 150)
+    assert found.difference == pytest.approx(second.mean() - first.mean())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.003)
+
+
+def test_paired_bootstrap_draws_whole_patients() -> None:
+    generator = np.random.default_rng(8)
+    change = generator.normal(0.05, 0.2, 40)
+    first, second = np.zeros(400), np.repeat(change, 10)
+    whole = paired_bootstrap(mean_metric(first), mean_metric(second), np.repeat(np.arange(40), 10), resamples=1000)
+    torn = paired_bootstrap(mean_metric(first), mean_metric(second), np.arange(400), resamples=1000)
+    once = paired_bootstrap(mean_metric(np.zeros(40)), mean_metric(change), np.arange(40), resamples=1000)
+    assert (whole.records, whole.patients) == (400, 40)
+    widths = [one.high - one.low for one in (whole, torn, once) if one.high is not None and one.low is not None]
+    assert widths[0] == pytest.approx(widths[2], rel=0.01)
+    assert widths[0] > 2.5 * widths[1]
+
+
+def test_paired_metrics_are_scikit_learns() -> None:
+    generator = np.random.default_rng(9)
+    for _ in range(30):
+        places = generator.integers(0, 50, 80)
+        score, truth = generator.integers(0, 8, 50) / 7, generator.random(50) < 0.4
+        assert auc_metric(score, truth)(places) == pytest.approx(roc_auc_score(truth[places], score[places]))
+        called = score > 0.5
+        wanted = balanced_accuracy_score(truth[places], called[places])
+        assert balanced_accuracy_metric(called, truth)(places) == pytest.approx(wanted)
+
+
+def test_paired_bootstrap_by_group_says_what_it_cannot_know() -> None:
+    generator = np.random.default_rng(10)
+    score, better, truth = generator.random(200), generator.random(200), generator.random(200) < 0.5
+    better = better + truth
+    patients = generator.integers(0, 90, 200).astype(str)
+    one = np.zeros(200, dtype=bool)
+    one[int(np.flatnonzero(truth)[0])] = True
+    groups = {"all": np.ones(200, dtype=bool), "half": truth | (score < 0.5), "nobody": ~truth & truth, "one": one}
+    metrics = auc_metric(score, truth), auc_metric(better, truth)
+    found = paired_by_group(*metrics, patients, groups, resamples=300, seed=4)
+    assert found == paired_by_group(*metrics, patients, groups, resamples=300, seed=4)
+    assert found != paired_by_group(*metrics, patients, groups, resamples=300, seed=5)
+    everybody = found["all"]
+    assert everybody.low is not None
+    assert everybody.low > 0
+    assert (found["nobody"].records, found["nobody"].difference) == (0, None)
+    assert (found["one"].records, found["one"].first, found["one"].difference) == (1, None, None)
+    lonely = paired_bootstrap(mean_metric(score), mean_metric(better), patients, chosen=one)
+    assert lonely.difference is not None
+    assert (lonely.patients, lonely.low, lonely.high) == (1, None, None)
+
+
+def test_paired_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(11)
+    covered = 0
+    for trial in range(100):
+        effect = np.repeat(generator.normal(0.05, 0.1, 60), 3)
+        first, second = generator.normal(0.7, 0.1, 180), np.zeros(180)
+        second = first + effect
+        patients = np.repeat(np.arange(60), 3)
+        found = paired_bootstrap(mean_metric(first), mean_metric(second), patients, resamples=300, seed=trial)
+        covered += found.low is not None and found.high is not None and found.low <= 0.05 <= found.high
+    assert 86 <= covered <= 100

@@ -59,9 +59,7 @@ class Case:
     def table(self, minimum: int = 0) -> Floats:
         probability = np.stack([1 - self.score, self.score], axis=1)
         strata = label_strata(probability, self.loss, self.label)
-        sums = EvaluationSums.measure(
-            strata, {"a": self.group}, {"a": self.size}, BINS, minimum
-        )
+        sums = EvaluationSums.measure(strata, {"a": self.group}, {"a": self.size}, BINS, minimum)
         return np.array(sums.cells["a"])
 
 
