@@ -22,6 +22,7 @@ from fairflare.engine.results import MODEL_FORMAT
 from fairflare.engine.training import Trainer
 from fairflare.errors import DataError, PlanError, RoundError, WeightsError
 from fairflare.evaluation.summary import Split
+from fairflare.evaluation.worth import Predictions
 from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
 from fairflare.fairness.metrics import best_edge, half_edge
 from fairflare.models import read_weights, to_vector_of, vector_sha256
@@ -35,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ROUNDS = re.compile(r"[0-9]{1,5}")
-#: Records scored between two signs of progress: a multiple of every forward batch, so that batches are those of a round.
+#: Records scored between two signs of progress: a multiple of every forward batch, so batches are those of a round.
 _PART = 256
 _IMAGES = 8
 
@@ -253,6 +254,16 @@ def decision_of(plan: Plan, validation: EvaluationSums) -> Decision:
         if edge is not None:
             return Decision(bins, edge, chosen=True)
     return Decision(bins, half_edge(bins), chosen=False)
+
+
+def predictions_of(plan: Plan, scores: Scores, decision: Decision) -> Predictions:
+    """What the model says of each record: of more than two labels it decides for the most probable one."""
+    if plan.task.kind == "segmentation":
+        return Predictions(dice=dice_of_images(scores))
+    probability = probabilities(plan, scores)
+    if len(plan.task.labels) == 2:
+        return Predictions(probability, decision.called(probability[:, 1]).astype(np.int64))
+    return Predictions(probability, probability.argmax(axis=1).astype(np.int64))
 
 
 def predicted_masks(model: ModelFile, records: Records) -> Iterator[NDArray[np.uint8]]:

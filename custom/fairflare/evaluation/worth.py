@@ -95,9 +95,9 @@ class Worth:
 Groups = Mapping[tuple[str, str], Booleans]
 
 
-def group_masks(names: Mapping[str, Sequence[str]], places: Mapping[str, Integers], records: int) -> dict[
-    tuple[str, str], Booleans
-]:
+def group_masks(
+    names: Mapping[str, Sequence[str]], places: Mapping[str, Integers], records: int
+) -> dict[tuple[str, str], Booleans]:
     """Everybody, then each group of ``names`` (attribute -> groups), whose place is in ``places`` (n,)."""
     masks = {(EVERYBODY, EVERYBODY): np.ones(records, dtype=np.bool_)}
     for attribute, groups in names.items():
@@ -198,12 +198,13 @@ def sentences(worth: Worth) -> Iterator[str]:
         for row in worth.by_metric(metric):
             found[row.verdict].append(_said(row))
         parts = [
-            f"helped {_listed(found['helped'], 'nobody clearly')}",
-            f"hurt {_listed(found['hurt'], 'nobody clearly')}",
-            f"made no clear difference for {_listed(found['no clear difference'], 'nobody')}",
+            f"helped {', '.join(found['helped']) or 'nobody clearly'}",
+            f"hurt {', '.join(found['hurt']) or 'nobody clearly'}",
         ]
+        if found["no clear difference"]:
+            parts.append(f"made no clear difference for {', '.join(found['no clear difference'])}")
         unknown = f" Cannot be judged: {'; '.join(found['cannot be judged'])}." if found["cannot be judged"] else ""
-        name = small(NAMES[metric]).replace("rOC", "ROC")
+        name = small(NAMES[metric])
         yield f"By {name}, {worth.second} instead of {worth.first} {'; '.join(parts)}.{unknown}"
 
 
@@ -212,10 +213,6 @@ def _said(row: Judged) -> str:
     if row.verdict in ("helped", "hurt") and None not in (result.difference, result.low, result.high):
         return f"{row.who} ({result.difference:+.3f}, {result.low:+.3f} to {result.high:+.3f})"
     return f"{row.who} ({row.why}, {result.patients} patients)" if row.verdict == "cannot be judged" else row.who
-
-
-def _listed(names: Sequence[str], nobody: str) -> str:
-    return ", ".join(names) if names else nobody
 
 
 def chance(worths: Sequence[Worth]) -> str:

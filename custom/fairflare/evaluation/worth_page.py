@@ -70,9 +70,9 @@ def result_sections(summary: RunSummary) -> Iterator[Section]:
     noun = legend.noun
     worst = tuple(tables.worst_sentences(summary))
     yield Section("Results by group", (*worst, legend.legend_interval), (tables.main_table(summary),))
-    yield Section("Other numbers by group", (), (tables.other_table(summary),), folded=True)
-    if summary.attributes:
-        gaps = tables.gap_table(summary, f"Gaps between groups on {summary.split} {noun}")
+    if (others := tables.other_table(summary)) is not None:
+        yield Section("Other numbers by group", (), (others,), folded=True)
+    if (gaps := tables.gap_table(summary, f"Gaps between groups on {summary.split} {noun}")) is not None:
         yield Section("Gaps between groups", (legend.legend_gap,), (gaps,))
     if summary.labels:
         yield Section("Each label against all others", (), (tables.label_overview(summary),))
