@@ -88,12 +88,15 @@ def local(job: Job, catalog: Catalog = None, out: Out = None, records: Records =
     with Watcher(console, plan.name) as watcher:
         run_local(plan, loaders, folder, weights=weights, watch=lambda _: watcher(folder / PROGRESS_NAME))
         watcher(folder / PROGRESS_NAME)
-    record = verify_run(folder)
+    record = verify_run(folder, weights)
     console.print(f"{plan.name}: complete and consistent; final model {record.rounds[-1].model_sha256[:16]}")
 
 
 @app.command()
-def verify(workspace: Annotated[Path, typer.Argument(help="A run's folder or a FLARE workspace.")]) -> None:
+def verify(
+    workspace: Annotated[Path, typer.Argument(help="A run's folder or a FLARE workspace.")],
+    weights: Weights = None,
+) -> None:
     """Recompute what follows from a run's record: exit status 0 only for a complete and consistent run.
 
     It finds numbers that were changed where others depend on them or bound them. It cannot know whether numbers that
@@ -101,7 +104,7 @@ def verify(workspace: Annotated[Path, typer.Argument(help="A run's folder or a F
     """
     from fairflare.engine.verify import verify_run
 
-    record = verify_run(workspace)
+    record = verify_run(workspace, weights)
     sessions = f" in {len(record.sessions)} sessions" if len(record.sessions) > 1 else ""
     console.print(f"{record.plan.name}: complete and consistent, {len(record.rounds)} rounds{sessions}")
     for notice in record.notices:

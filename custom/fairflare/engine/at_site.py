@@ -25,7 +25,7 @@ from fairflare.evaluation.summary import Split
 from fairflare.evaluation.worth import Predictions
 from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
 from fairflare.fairness.metrics import best_edge, half_edge
-from fairflare.models import read_weights, to_vector_of, vector_sha256
+from fairflare.models import WeightFile, read_weights, to_vector_of, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import Plan, parse_plan
 from fairflare.policy import Entry
@@ -79,7 +79,7 @@ def read_model_file(path: Path) -> ModelFile:
     PlanError
         ``FF-PLAN-*`` if its plan cannot be read.
     """
-    file = read_weights(path)
+    file = _file(path)
     texts = file.metadata
     if texts.get("format") != MODEL_FORMAT or "plan" not in texts:
         raise _refused("a file that does not say which plan it belongs to")
@@ -93,6 +93,20 @@ def read_model_file(path: Path) -> ModelFile:
     if texts.get("model_sha256") != vector_sha256(vector):
         raise _refused("a file whose numbers have another hash than the file says")
     return ModelFile(plan, vector, texts["kind"], int(rounds), texts["model_sha256"], record, file.sha256)
+
+
+def _file(path: Path) -> WeightFile:
+    try:
+        return read_weights(path)
+    except WeightsError as problem:
+        if problem.code != "FF-WEIGHTS-MISSING":
+            raise
+        raise WeightsError(
+            problem.code,
+            got=problem.got,
+            expected="a model that a job left in the site's folder 'models'",
+            next_step="name final.safetensors or best.safetensors in it, and check that this user may read it",
+        ) from None
 
 
 def _plan(text: str) -> Plan:
