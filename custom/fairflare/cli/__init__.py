@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from fairflare import __version__
-from fairflare.cli import data, demo, jobs, plan, report, run
+from fairflare.cli import data, demo, evaluate, jobs, plan, predict, pretrain, report, run, worth
 from fairflare.cli.files import file_error
 from fairflare.errors import FairFlareError
 
@@ -29,6 +29,11 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(run.app, name="run")
 app.command(name="report")(report.report)
+app.command(name="evaluate")(evaluate.evaluate)
+app.command(name="predict")(predict.predict)
+app.command(name="worth")(worth.worth)
+app.command(name="pretrain")(pretrain.pretrain)
+app.add_typer(pretrain.app, name="weights")
 app.command(name="demo")(demo.demo)
 
 

@@ -28,27 +28,41 @@ Catalog = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/<plan's name>.")]
 Records = Annotated[int, typer.Option(help="Records per synthetic hospital.", min=50)]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Folder of weight files, for a plan that starts from one.", show_default=False),
+]
 
 
 @app.command()
-def simulate(job: Job, catalog: Catalog = None, out: Out = None, records: Records = 400) -> None:
+def simulate(
+    job: Job, catalog: Catalog = None, out: Out = None, records: Records = 400, weights: Weights = None
+) -> None:
     """Run a job with real FLARE processes, one per hospital; exit status 0 only if the run verifies."""
     from fairflare.jobs import write_job
 
     plan = read_plan(job)
+    files = _weight_files(plan, weights)
     folder = _new_folder(out or Path("runs") / plan.name)
     data = _catalog(catalog, plan, folder, records)
     copy = write_job(plan, folder / "job")
-    simulated(plan, copy, folder, data)
+    simulated(plan, copy, folder, data, weights=files)
 
 
-def simulated(plan: Plan, job: Path, folder: Path, catalog: DataCatalog, resume: Path | None = None) -> None:
+def simulated(
+    plan: Plan,
+    job: Path,
+    folder: Path,
+    catalog: DataCatalog,
+    resume: Path | None = None,
+    weights: Sequence[Path] = (),
+) -> None:
     """Run one session in the simulator, show its progress, and verify it; raises :class:`RunError`."""
     from fairflare.cli.progress import Watcher
     from fairflare.engine.verify import verify_run
     from fairflare.flare.simulate import Simulation
 
-    simulation = Simulation(job, folder, catalog, catalog.site_names, resume=resume)
+    simulation = Simulation(job, folder, catalog, catalog.site_names, resume=resume, weights=weights)
     console.print(f"{plan.name}: nvflare simulator with {len(simulation.sites)} processes; log in {simulation.log}")
     with Watcher(console, plan.name) as watcher:
         simulation.run(watcher)
@@ -57,28 +71,32 @@ def simulated(plan: Plan, job: Path, folder: Path, catalog: DataCatalog, resume:
 
 
 @app.command()
-def local(job: Job, catalog: Catalog = None, out: Out = None, records: Records = 400) -> None:
+def local(job: Job, catalog: Catalog = None, out: Out = None, records: Records = 400, weights: Weights = None) -> None:
     """Run a job in this process, without FLARE: the same sites and server, the same hash."""
     from fairflare.cli.progress import Watcher
-    from fairflare.data.manifest import load
+    from fairflare.engine.loading import load_apart
     from fairflare.engine.local import run_local
     from fairflare.engine.verify import verify_run
     from fairflare.record import PROGRESS_NAME
 
     plan = read_plan(job)
+    _weight_files(plan, weights)
     folder = _new_folder(out or Path("runs") / f"{plan.name}-local")
     data = _catalog(catalog, plan, folder, records)
     entries = {site: data.entry(site, plan.task.data_set) for site in data.site_names}
-    loaders = {site: (lambda entry=entry: load(plan, entry)) for site, entry in entries.items()}
+    loaders = {site: (lambda entry=entry: load_apart(plan, entry, weights)) for site, entry in entries.items()}
     with Watcher(console, plan.name) as watcher:
-        run_local(plan, loaders, folder, watch=lambda _: watcher(folder / PROGRESS_NAME))
+        run_local(plan, loaders, folder, weights=weights, watch=lambda _: watcher(folder / PROGRESS_NAME))
         watcher(folder / PROGRESS_NAME)
-    record = verify_run(folder)
+    record = verify_run(folder, weights)
     console.print(f"{plan.name}: complete and consistent; final model {record.rounds[-1].model_sha256[:16]}")
 
 
 @app.command()
-def verify(workspace: Annotated[Path, typer.Argument(help="A run's folder or a FLARE workspace.")]) -> None:
+def verify(
+    workspace: Annotated[Path, typer.Argument(help="A run's folder or a FLARE workspace.")],
+    weights: Weights = None,
+) -> None:
     """Recompute what follows from a run's record: exit status 0 only for a complete and consistent run.
 
     It finds numbers that were changed where others depend on them or bound them. It cannot know whether numbers that
@@ -86,7 +104,7 @@ def verify(workspace: Annotated[Path, typer.Argument(help="A run's folder or a F
     """
     from fairflare.engine.verify import verify_run
 
-    record = verify_run(workspace)
+    record = verify_run(workspace, weights)
     sessions = f" in {len(record.sessions)} sessions" if len(record.sessions) > 1 else ""
     console.print(f"{record.plan.name}: complete and consistent, {len(record.rounds)} rounds{sessions}")
     for notice in record.notices:
@@ -103,6 +121,7 @@ def resume(
 ) -> None:
     """Go on from the last complete round of a run that stopped, as a new session."""
     from fairflare.engine.describe import verify_resumable
+    from fairflare.flare.names import WEIGHTS
     from fairflare.flare.simulate import latest_record_folder
     from fairflare.record import read_record
 
@@ -110,9 +129,21 @@ def resume(
     record = read_record(source)
     job = folder / "job" / record.plan.name
     verify_resumable(record, read_plan(job))
-    data = _read_catalog(catalog or source.parents[2] / "local" / CATALOG_NAME, record.plan)
+    own = source.parents[2] / "local"
+    data = _read_catalog(catalog or own / CATALOG_NAME, record.plan)
+    files = _weight_files(record.plan, own / WEIGHTS)
     console.print(f"{record.plan.name}: going on after {len(record.rounds)} complete rounds; optimisers start anew")
-    simulated(record.plan, job, folder, data, resume=source)
+    simulated(record.plan, job, folder, data, resume=source, weights=files)
+
+
+def _weight_files(plan: Plan, weights: Path | None) -> tuple[Path, ...]:
+    """The weight file that the plan starts from, looked at before anything is started; none if it needs none."""
+    if plan.start.kind == "seed":
+        return ()
+    from fairflare.models import find_weights, initial_vector
+
+    initial_vector(plan, weights)
+    return (find_weights(weights, plan.start.sha256),)
 
 
 def _new_folder(folder: Path) -> Path:

@@ -18,8 +18,9 @@ from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRA
 from fairflare.engine.server import is_measured
 from fairflare.engine.store import read_model
 from fairflare.engine.verify_numbers import Defect, check_counts, check_numbers, wrong_evaluation
-from fairflare.errors import FairFlareError, RunError
+from fairflare.errors import FairFlareError, RunError, WeightsError
 from fairflare.models import initial_vector, vector_sha256
+from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import Plan, read_plan
 from fairflare.record import (
     FILE_NAME,
@@ -37,11 +38,14 @@ from fairflare.record import Final as Results
 _SPLITS: Final[tuple[Literal["validation", "test"], ...]] = ("validation", "test")
 
 
-def verify_run(path: Path) -> RunRecord:
-    """The record of the run at ``path``; raises :class:`RunError` ``FF-RUN-VERIFY`` with all that is wrong with it."""
+def verify_run(path: Path, weights: Path | None = None) -> RunRecord:
+    """The record of the run at ``path``; raises :class:`RunError` ``FF-RUN-VERIFY`` with all that is wrong with it.
+
+    ``weights`` is the folder of weight files, for a plan that starts from one; FLARE's simulator keeps one itself.
+    """
     file = find_record(path)
     record = read_record(file)
-    defects = list(check_run(file.parent, record))
+    defects = list(check_run(file.parent, record, weights))
     if defects:
         raise RunError(
             "FF-RUN-VERIFY",
@@ -52,7 +56,7 @@ def verify_run(path: Path) -> RunRecord:
     return record
 
 
-def check_run(folder: Path, record: RunRecord) -> Iterator[Defect]:
+def check_run(folder: Path, record: RunRecord, weights: Path | None = None) -> Iterator[Defect]:
     """Every defect of the run whose record and model lie in ``folder``."""
     folder, plan = folder.resolve(), record.plan
     if plan.sha256 != record.plan_sha256:
@@ -62,8 +66,7 @@ def check_run(folder: Path, record: RunRecord) -> Iterator[Defect]:
             yield Defect("FF-RUN-PLAN", "the job's plan.json is not the plan of the record")
     if record.notices != notices(plan):
         yield Defect("FF-RUN-NOTICES", "not the notices that the plan calls for: changed, or another version's")
-    if vector_sha256(initial_vector(plan)) != record.initial_model_sha256:
-        yield Defect("FF-RUN-START", "the first model is not the one that the plan's seed gives")
+    yield from _check_start(folder, record, weights)
     yield from _check_status(record)
     if [line.round for line in record.rounds] != list(range(len(record.rounds))):
         yield Defect("FF-RUN-ROUNDS", "rounds are missing, repeated or out of order")
@@ -74,6 +77,19 @@ def check_run(folder: Path, record: RunRecord) -> Iterator[Defect]:
         if session is not None:
             yield from check_numbers(plan, session, line)
     yield from _check_final(folder, record)
+
+
+def _check_start(folder: Path, record: RunRecord, weights: Path | None) -> Iterator[Defect]:
+    # In a FLARE workspace the record lies in <workspace>/<job>/fairflare and the weight files in <workspace>/local.
+    place = folder.parents[1] / "local" / WEIGHTS if weights is None and len(folder.parts) > 2 else weights
+    try:
+        found = vector_sha256(initial_vector(record.plan, place))
+    except WeightsError as problem:
+        text = f"the first model cannot be checked without the plan's weight file ({problem.code}): add --weights"
+        yield Defect("FF-RUN-WEIGHTS", text)
+        return
+    if found != record.initial_model_sha256:
+        yield Defect("FF-RUN-START", "the first model is not the one that the plan's seed or weight file gives")
 
 
 def _job_plans(folder: Path) -> Iterator[Plan | None]:

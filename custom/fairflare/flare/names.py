@@ -10,3 +10,6 @@ RESUME = "fairflare_resume.json"
 
 #: The classes that a site's FLARE may build for our jobs, one by one: no prefix, no wildcard.
 ALLOWED = (CONTROLLER, AGGREGATOR, EXECUTOR)
+
+#: Folder of weight files inside a local folder: that of ``fairflare.models.weights``, which would bring torch along.
+WEIGHTS = "weights"

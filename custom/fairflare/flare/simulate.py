@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from types import FrameType
 
 from fairflare import schema
 from fairflare.errors import RunError
-from fairflare.flare.names import ALLOWED, RESUME
+from fairflare.flare.names import ALLOWED, RESUME, WEIGHTS
 from fairflare.policy import CATALOG_NAME, DataCatalog
 from fairflare.record import FILE_NAME, PROGRESS_NAME, session_number
 
@@ -57,6 +58,8 @@ class Simulation:
         Names of the sites; each becomes a process.
     resume
         Folder of an unfinished run's record to go on from.
+    weights
+        Weight files that the plan starts from; copied to where server and sites look for them.
     allowed
         Classes that FLARE may build, one by one.
     environment
@@ -77,6 +80,7 @@ class Simulation:
         sites: Sequence[str],
         *,
         resume: Path | None = None,
+        weights: Sequence[Path] = (),
         allowed: Sequence[str] = ALLOWED,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -93,6 +97,9 @@ class Simulation:
         resources = {"format_version": 2, "class_allow_list": list(allowed)}
         (local / "resources.json").write_text(json.dumps(resources, indent=2) + "\n", encoding="utf-8")
         (local / CATALOG_NAME).write_text(schema.pretty(catalog), encoding="utf-8")
+        for file in weights:
+            (local / WEIGHTS).mkdir(exist_ok=True)
+            shutil.copyfile(file, local / WEIGHTS / file.name)
         if resume is not None:
             (local / RESUME).write_text(json.dumps({"folder": str(resume.resolve())}), encoding="utf-8")
 
