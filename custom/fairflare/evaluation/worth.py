@@ -195,15 +195,22 @@ def sentences(worth: Worth) -> Iterator[str]:
     """The answer, one sentence for each metric: whom it helped, whom it hurt, and who cannot be judged."""
     for metric in worth.metrics:
         found: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+        reasons: dict[str, list[str]] = {}
         for row in worth.by_metric(metric):
-            found[row.verdict].append(_said(row))
+            if row.verdict == "cannot be judged":
+                reasons.setdefault(row.why, []).append(f"{row.who} ({row.result.patients})")
+            else:
+                found[row.verdict].append(_said(row))
         parts = [
             f"helped {', '.join(found['helped']) or 'nobody clearly'}",
             f"hurt {', '.join(found['hurt']) or 'nobody clearly'}",
         ]
         if found["no clear difference"]:
             parts.append(f"made no clear difference for {', '.join(found['no clear difference'])}")
-        unknown = f" Cannot be judged: {'; '.join(found['cannot be judged'])}." if found["cannot be judged"] else ""
+        unknown = "".join(
+            f" Cannot be judged, {why} (number of patients in brackets): {', '.join(who)}."
+            for why, who in reasons.items()
+        )
         name = small(NAMES[metric])
         yield f"By {name}, {worth.second} instead of {worth.first} {'; '.join(parts)}.{unknown}"
 
@@ -212,12 +219,14 @@ def _said(row: Judged) -> str:
     result = row.result
     if row.verdict in ("helped", "hurt") and None not in (result.difference, result.low, result.high):
         return f"{row.who} ({result.difference:+.3f}, {result.low:+.3f} to {result.high:+.3f})"
-    return f"{row.who} ({row.why}, {result.patients} patients)" if row.verdict == "cannot be judged" else row.who
+    return row.who
 
 
 def chance(worths: Sequence[Worth]) -> str:
     """What chance alone would make of so many comparisons."""
     judged = sum(row.verdict != "cannot be judged" for worth in worths for row in worth.rows)
+    if judged == 0:
+        return "No difference could be judged: this site has too few test patients for it."
     return (
         f"{judged} differences are judged here, each by a 95 % interval: were there no difference at all, about "
         f"{judged / 20:.1f} of them would still look helped or hurt by chance."

@@ -106,7 +106,7 @@ def _worth_row(row: Judged, notes: list[str]) -> Row:
     reach = "" if result.low is None or result.high is None else f"{result.low:+.3f} to {result.high:+.3f}"
     change = "not estimable" if result.difference is None else f"{result.difference:+.3f}"
     cells = (
-        Cell(str(result.records), f"{result.patients} patients"),
+        Cell(str(result.records), f"{result.patients} patient{'' if result.patients == 1 else 's'}"),
         Cell(number(result.first)),
         Cell(number(result.second)),
         Cell(change, reach),

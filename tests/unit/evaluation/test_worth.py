@@ -95,7 +95,10 @@ def test_the_answer_names_everybody_it_is_about() -> None:
     first, second = sentences(example())
     assert first.startswith("By area under ROC curve, federated instead of alone helped everybody (+0.")
     assert "hurt nobody clearly" in first
-    assert "Cannot be judged: age old (fewer than 20 patients, 8 patients); age none (no records, 0 patients)." in first
+    assert (
+        "Cannot be judged, fewer than 20 patients (number of patients in brackets): age old (8). Cannot be judged, no records (number of patients in brackets): age none (0)."
+        in first
+    )
     assert second.startswith("By balanced accuracy, ")
     assert "4 differences are judged here" in chance([example()])
     assert "about 0.2 of them" in chance([example()])
