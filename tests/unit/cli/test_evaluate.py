@@ -15,7 +15,13 @@ from fairflare.engine.at_site import read_model_file
 from fairflare.evaluation.report import summarise
 from fairflare.evaluation.worth import CAUTION
 from fairflare.models import (
-    build, load_vector, named_arrays, read_weights, to_vector, vector_sha256, write_weights,
+    build,
+    load_vector,
+    named_arrays,
+    read_weights,
+    to_vector,
+    vector_sha256,
+    write_weights,
 )
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog, write_catalog

@@ -16,7 +16,17 @@ from fairflare.engine.local import run_local
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog, read_catalog
 from tests.unit.cli.own import (
-    HOSPITALS, NAME, code, heart, hospitals, invoke, mode, model, shapes, three_labels, trained,
+    HOSPITALS,
+    NAME,
+    code,
+    heart,
+    hospitals,
+    invoke,
+    mode,
+    model,
+    shapes,
+    three_labels,
+    trained,
 )  # fmt: skip
 
 Run = tuple[Path, Plan, DataCatalog]

@@ -62,7 +62,7 @@ def test_a_model_file_says_whose_it_is(folder: Path) -> None:
         ({"model_sha256": "0" * 64}, "FF-WEIGHTS-MODEL"),
         ({"kind": "other"}, "FF-WEIGHTS-MODEL"),
         ({"rounds": "-1"}, "FF-WEIGHTS-MODEL"),
-        ({"rounds": "９"}, "FF-WEIGHTS-MODEL"),
+        ({"rounds": "\uff19"}, "FF-WEIGHTS-MODEL"),
         ({"record_sha256": None}, "FF-WEIGHTS-MODEL"),
     ],
 )
