@@ -188,6 +188,15 @@ def test_no_image_is_named_after_a_patient_outside_the_hospitals(run: Run) -> No
     assert [path for path in run.workspace.rglob("*") if PATIENT in path.name] == []
 
 
+def test_no_patient_is_in_a_report_of_the_run(run: Run, tmp_path: Path) -> None:
+    files = [part for kind in ("html", "csv", "json") for part in (f"--{kind}", tmp_path / f"report.{kind}")]
+    done = fairflare("report", run.workspace, *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert files_with(tmp_path, PATIENT, VALUE) == []
+    assert PATIENT not in done.stdout + done.stderr
+
+
 def test_every_site_has_both_models_with_the_record_and_a_card(run: Run) -> None:
     final = run.record.final
     assert final is not None

@@ -47,7 +47,7 @@ class Message:
         ``model`` (float32, (P,)) for ``measure`` and ``evaluate``; ``totals`` (float64) for ``train`` and ``step``;
         both for ``train_alone``; ``best`` (float32, (P,)) and ``record`` (uint8, its JSON) for ``finish``.
     numbers
-        ``records`` and ``sites`` behind the totals; ``model_sha256`` (and ``best_sha256``) go in ``text``.
+        ``records`` and ``sites`` behind the totals; ``model_sha256`` goes in ``text``.
     """
 
     task: str

@@ -33,6 +33,9 @@ def model_card(record: RunRecord, digest: str) -> str:
     # Imported here: the engine needs this module at its start, SciPy only at its end.
     from fairflare.evaluation.report import summarise
 
+    if record.final is not None and len(record.rounds) == record.plan.training.rounds:
+        # A card is written while the last task is under way; nothing that it tells can change any more.
+        record = record.model_copy(update={"status": "complete"})
     questions = max(record.plan.task.strata // 2, 1)
     summary = summarise(record, resamples=max(_RESAMPLES // questions, 100))
     sections = (

@@ -16,6 +16,8 @@ from fairflare.evaluation.words import COLUMNS, MEANINGS, NAMES, VOCABULARIES, n
 MOST_ROWS = 120
 #: Tables of more rows may be broken across pages.
 _LONG = 12
+#: Columns that half a printed page has room for.
+_WIDE = 6
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class TableView:
     heads: tuple[str, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs a printed page's width for itself."""
+        return len(self.heads) > _WIDE
 
     @property
     def long(self) -> bool:

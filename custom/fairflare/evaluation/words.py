@@ -114,7 +114,7 @@ def name_of(metric: str) -> str:
 
 def small(name: str) -> str:
     """A name inside a sentence."""
-    return name[:1].lower() + name[1:]
+    return name if name.startswith("Dice") else name[:1].lower() + name[1:]
 
 
 def worst_group_by(metric: str) -> str:

@@ -165,3 +165,12 @@ def test_a_card_is_quick() -> None:
     started = time.process_time()
     model_card(record, DIGEST)
     assert time.process_time() - started < 2
+
+
+def test_a_card_written_during_the_last_task_does_not_call_the_run_incomplete() -> None:
+    plan = make_painted()
+    rounds = tuple(make_round(plan, number) for number in range(plan.training.rounds))
+    record = make_record(plan, paint(), rounds=rounds).model_copy(update={"status": "running", "ended": None})
+    assert "incomplete run" not in model_card(record, "0" * 64)
+    cut = record.model_copy(update={"rounds": rounds[:-1]})
+    assert "incomplete run" in model_card(cut, "0" * 64)
