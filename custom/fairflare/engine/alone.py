@@ -80,13 +80,12 @@ def train_alone(
     """
     record = run_local(alone_plan(plan, len(loaders)), loaders, folder, weights=weights, watch=watch)
     if record.status != "complete":
-        codes = [refusal.code for refusal in record.join_refusals]
-        codes += [record.reason.code] if record.reason is not None else []
         raise RunError(
             "FF-RUN-ALONE",
-            got=f"a training that stopped: {', '.join(dict.fromkeys(codes))}",
+            got=f"a training that stopped: {'' if record.reason is None else record.reason.text}",
             expected="a training to the last round",
-            next_step="look the first code up; 'fairflare data check' finds what is wrong with data",
+            next_step="'fairflare data check' finds what is wrong with data; a training that diverges needs a lower "
+            "learning rate",
         )
     kept = folder / "sites" / min(loaders) / FOLDER
     final, best = (read_model_file(kept / f"{kind}.safetensors") for kind in ("final", "best"))

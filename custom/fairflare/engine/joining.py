@@ -65,7 +65,7 @@ def worth_of(
 def levelled_down(first: Contender, second: Contender) -> Sequence[Remark]:
     """Gaps that are smaller with ``second`` only because better groups lost."""
     return [
-        Remark(remark.kind, f"{second.name} against {first.name}: {remark.text}")
+        Remark(remark.kind, f"{second.name} against {first.name}: {remark.text}. The tables say what may be chance")
         for remark in compare(first.summary, second.summary).remarks
         if remark.kind == "levelling down"
     ]

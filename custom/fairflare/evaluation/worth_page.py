@@ -92,7 +92,7 @@ def _worth_table(worth: Worth, metric: str, split: str) -> TableView:
     for row in worth.by_metric(metric):
         heading = "" if row.attribute == EVERYBODY else row.attribute
         blocks.setdefault(heading, []).append(_worth_row(row, notes))
-    heads = ("Group", "Records", worth.first, worth.second, "Difference", "Joining")
+    heads = ("Group", "Records", worth.first, worth.second, "Difference", "Verdict")
     caption = f"{words.NAMES[metric]} on this site's {split} records"
     return TableView(caption, heads, tuple(Block(name, tuple(rows)) for name, rows in blocks.items()), tuple(notes))
 

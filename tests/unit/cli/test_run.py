@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What would have been simulated."""
     calls: list[tuple[Any, ...]] = []
 
-    def note(plan: Plan, job: Path, folder: Path, data: DataCatalog, resume: Path | None = None) -> None:
+    def note(
+        plan: Plan, job: Path, folder: Path, data: DataCatalog, resume: Path | None = None, **_: Sequence[Path]
+    ) -> None:
         calls.append((plan.name, data.site_names, resume))
 
     monkeypatch.setattr(run, "simulated", note)
