@@ -18,8 +18,8 @@ GOLDEN = ROOT / "tests" / "golden" / "help.txt"
 COMMANDS = [
     [], ["plan"], ["plan", "new"], ["plan", "check"], ["plan", "hash"], ["plan", "diff"], ["data"], ["data", "check"],
     ["data", "import"], ["data", "synthetic"], ["jobs"], ["jobs", "write"], ["jobs", "make"], ["jobs", "check"],
-    ["run"], ["run", "simulate"], ["run", "local"], ["run", "verify"], ["run", "resume"], ["report"], ["evaluate"], ["predict"], ["worth"],
-    ["pretrain"], ["demo"],
+    ["run"], ["run", "simulate"], ["run", "local"], ["run", "verify"], ["run", "resume"], ["report"],
+    ["evaluate"], ["predict"], ["worth"], ["pretrain"], ["weights"], ["weights", "show"], ["demo"],
 ]  # fmt: skip
 SCRIPT = """
 import sys
