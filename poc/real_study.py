@@ -50,8 +50,9 @@ from fairflare.record import RunRecord, read_record
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- real study: begin -->", "<!-- real study: end -->"
 
-#: Runs that an earlier call of this script had finished.
+#: Runs that an earlier call of this script had finished, and FLARE runs of this call (a baseline serves several jobs).
 KEPT: list[str] = []
+MADE: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ def flare_run(run: Run, catalog: DataCatalog, folder: Path, expected: str) -> Ru
     """One run through FLARE; it must verify and give the local engine's model."""
     target, plan = folder / run.name, run.plan()
     if is_done(target, plan):
-        KEPT.append(run.name)
+        KEPT.extend([run.name] if run.name not in MADE else [])
     else:
+        MADE.add(run.name)
         Simulation(write_job(plan, target / "job"), target, catalog, catalog.site_names).run()
     record = verify_run(target)
     if record.rounds[-1].model_sha256 != expected:
