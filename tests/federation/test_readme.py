@@ -23,7 +23,7 @@ STATUS = {".venv/bin/fairflare plan diff jobs/heart_flexfair runs/my_plan.json":
 
 
 def blocks(page: str) -> list[list[str]]:
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"\\\n +", "", (ROOT / page).read_text(encoding="utf-8"))
     found = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return [
         [line.split("  #")[0].split(" #")[0].strip() for line in block.splitlines() if line.strip()] for block in found

@@ -27,7 +27,10 @@ Catalog = Annotated[
     typer.Option(help="Data catalogue with an entry per site; without it, four synthetic hospitals are made."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/<plan's name>.")]
-Records = Annotated[int, typer.Option(help="Records per synthetic hospital.", min=50)]
+Records = Annotated[
+    int | None,
+    typer.Option(help="Records per synthetic hospital; by default 400, of images with masks 60.", min=50),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(help="Folder of weight files, for a plan that starts from one.", show_default=False),
@@ -36,7 +39,7 @@ Weights = Annotated[
 
 @app.command()
 def simulate(
-    job: Job, catalog: Catalog = None, out: Out = None, records: Records = 400, weights: Weights = None
+    job: Job, catalog: Catalog = None, out: Out = None, records: Records = None, weights: Weights = None
 ) -> None:
     """Run a job with real FLARE processes, one per hospital; exit status 0 only if the run verifies."""
     from fairflare.jobs import write_job
@@ -71,7 +74,7 @@ def simulated(
 
 
 @app.command()
-def local(job: Job, catalog: Catalog = None, out: Out = None, records: Records = 400, weights: Weights = None) -> None:
+def local(job: Job, catalog: Catalog = None, out: Out = None, records: Records = None, weights: Weights = None) -> None:
     """Run a job in this process, without FLARE: the same sites and server, the same hash."""
     from fairflare.cli.progress import Watcher
     from fairflare.engine.loading import load_apart
@@ -158,12 +161,13 @@ def _new_folder(folder: Path) -> Path:
     return folder
 
 
-def _catalog(catalog: Path | None, plan: Plan, folder: Path, records: int) -> DataCatalog:
+def _catalog(catalog: Path | None, plan: Plan, folder: Path, records: int | None) -> DataCatalog:
     """The catalogue named, or four synthetic hospitals made for this plan; every entry is looked at before work."""
     if catalog is None:
         from fairflare.data.synthetic import write_hospitals
 
         _verify_enough(plan, SYNTHETIC_SITES)
+        records = records or (60 if plan.task.kind == "segmentation" else 400)
         console.print(f"no --catalog: making {len(SYNTHETIC_SITES)} synthetic hospitals of {records} records")
         target = folder / MADE
         shutil.rmtree(target, ignore_errors=True)
