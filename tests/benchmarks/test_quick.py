@@ -67,7 +67,8 @@ def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -
         found = {key: one["value"] for (name, key), one in figures.items() if name == kind}
         assert set(found) == {"trips", "down", "up", "stale_first", "stale_last"}
         assert found["trips"] == {"round_lagged": 1, "every 3 rounds": 1.5}.get(kind, 2)
-        assert (found["stale_first"] < 1e-6) == (kind in ("round", "round, own part anew"))
+        # Sums of float32 losses in another order are not quite those of the run.
+        assert (found["stale_first"] < 1e-3) == (kind in ("round", "round, own part anew"))
     assert all(math.isfinite(one["value"]) for one in figures.values())
 
 
