@@ -91,8 +91,9 @@ class Seconds(StrictModel):
 class RoundRecord(StrictModel):
     """One round: statistics and validation at its first model, then training; ``model_sha256`` is its last model.
 
-    ``weighed`` counts the weights that the method gave (per record and utility; once a round, or in lock step for
-    every step that a record was in), ``at_minimum`` and ``at_maximum`` those of them held at the plan's bound.
+    ``weighed`` counts the weights that the method gave (per record and utility; once a round and again each time that a
+    site measures its own part anew, or in lock step for every step that a record was in), ``at_minimum`` and
+    ``at_maximum`` those of them held at the plan's bound.
     ``penalties`` is empty in a round that exchanged no statistics. ``collapse`` is about its first model.
     """
 

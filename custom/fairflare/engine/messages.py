@@ -85,6 +85,18 @@ class Layout:
         """All vectors by label."""
         return {label: spec for specs in self.tasks.values() for label, spec in specs.items()}
 
+    def inputs(self, task: str) -> dict[str, tuple[str, int]]:
+        """Type and length of each vector that a task brings to a site; length 0 stands for any."""
+        specs = self.vectors
+        model = {"model": ("float32", specs["update"].length)}
+        totals = {"totals": ("float64", specs["risk_sums"].length if "risk_sums" in specs else 0)}
+        last = {"best": model["model"], "record": ("uint8", 0)}
+        inputs = {
+            MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals, TRAIN_ALONE: {**model, **totals},
+            FINISH: last,
+        }  # fmt: skip
+        return inputs.get(task, {})
+
     def protections(self) -> dict[str, SiteProtection]:
         """The site's half for each label; ``KeyError`` for a protection that this version does not have."""
         kinds = {"none": PlainSite}

@@ -16,7 +16,7 @@ from fairflare.models import build, named_arrays, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.models.weights import write_weights
 from fairflare.plan import Plan
-from fairflare.record import FILE_NAME, RunRecord, write_atomically
+from fairflare.record import FILE_NAME, RunRecord, best_model, write_atomically
 
 FOLDER, CARD = "models", "model_card.md"
 MODEL_FORMAT = "fairflare/model/1"
@@ -44,10 +44,19 @@ def keep_models(folder: Path, record: RunRecord, final: Vector, best: Vector) ->
         raise _refused("a record of another final model", "the model that this site evaluated")
     if vector_sha256(best) != results.best_model_sha256:
         raise _refused("another best model than the record names", "the model with the hash in the record")
-    target = folder / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
     text = schema.canonical(record)
     digest = hashlib.sha256(text).hexdigest()
+    try:  # before anything is written: numbers that nobody can have measured may fail anywhere on their way to a card
+        follows = best_model(record) == (results.best_rounds, results.best_model_sha256)
+        card = model_card(record, digest).encode("utf-8")
+    except Exception:
+        raise _refused("a record with results that cannot be", "results that follow the plan's layout") from None
+    if not follows or not record.rounds or results.model_sha256 != record.rounds[-1].model_sha256:
+        raise _refused(
+            "models that do not follow from the record's rounds", "the last one, and the best one on validation data"
+        )
+    target = folder / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
     write_atomically(target / FILE_NAME, text)
     network = build(record.plan)
     for kind, vector, rounds in (("final", final, len(record.rounds)), ("best", best, results.best_rounds)):
@@ -56,7 +65,7 @@ def keep_models(folder: Path, record: RunRecord, final: Vector, best: Vector) ->
             named_arrays(network, vector),
             model_metadata(record.plan, vector, kind=kind, rounds=rounds, record_sha256=digest),
         )
-    write_atomically(target / CARD, model_card(record, digest).encode("utf-8"))
+    write_atomically(target / CARD, card)
 
 
 def model_metadata(plan: Plan, vector: Vector, *, kind: str, rounds: int, record_sha256: str) -> dict[str, str]:

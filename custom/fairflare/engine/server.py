@@ -34,10 +34,11 @@ from fairflare.engine.messages import (
 )
 from fairflare.engine.store import Store
 from fairflare.errors import RoundError
-from fairflare.fairness.groups import EvaluationSums, Floats, pack, unpack
+from fairflare.fairness.groups import HOSPITAL, EvaluationSums, Floats, pack, unpack
 from fairflare.models import initial_vector, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import Plan
+from fairflare.plan.rules import fewest_hospitals
 from fairflare.record import (
     Final,
     Reason,
@@ -257,10 +258,12 @@ class Coordinator:
         self._aggregate(number, participants, risk, measured, self._last.opened())
 
     def _kept(self, totals: Floats) -> Floats:
-        """Totals as sites get them: groups that too few sites report are zeros (``cells.sites`` of the plan)."""
+        """Totals as sites get them: zeros for groups that too few sites report, and for risks of too few hospitals."""
         measures, sizes = self.layout.method.measures(), self.layout.sizes
         sums = unpack(measures, totals, sizes)
-        return pack(measures, {measure: one.keep(self.plan.cells.sites) for measure, one in sums.items()})
+        hospitals = fewest_hospitals(self.plan)  # those with too few records are not in the sums, so fewer than asked
+        least = {measure: hospitals if measure.attribute == HOSPITAL else self.plan.cells.sites for measure in sums}
+        return pack(measures, {measure: one.keep(least[measure]) for measure, one in sums.items()})
 
     def _lock_steps(self) -> int:
         training = self.plan.training

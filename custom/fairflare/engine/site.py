@@ -103,7 +103,7 @@ class Site:
         self._own: Mapping[Measure, Sums] = {}
         self._evaluated: Vector | None = None
         self._session = ""
-        self._measured = -1
+        self._measured = self._own_round = -1
         self.stop: Callable[[], bool] = lambda: False
 
     def handle(self, message: Message) -> Release:
@@ -129,7 +129,11 @@ class Site:
             raise _refused("NOT-JOINED", f"task {message.task} before join", "join first, also after a restart")
         if message.task != JOIN and message.session != self._session:
             raise _refused("SESSION", "a task of another session", "the session that this site joined")
-        expected = self._expected_vectors(message.task)
+        rounds = self.plan.training.rounds
+        able = range(rounds, rounds + 1) if message.task in (EVALUATE, FINISH) else range(rounds)
+        if message.task != JOIN and message.round not in able:
+            raise _refused("ROUND", f"{message.task} in round {message.round}", f"rounds below {rounds}, then the end")
+        expected = self.layout.inputs(message.task)
         if set(message.vectors) != set(expected):
             raise _refused("INPUT", f"inputs {sorted(message.vectors)}", f"inputs {sorted(expected)}")
         for label, (dtype, length) in expected.items():
@@ -151,18 +155,6 @@ class Site:
         if set(numbers) != {"records", "sites"} or not (least <= records < float("inf") and 1 <= sites < float("inf")):
             raise _refused("INPUT", "unusable totals of records and sites", "finite totals that include this site")
 
-    def _expected_vectors(self, task: str) -> dict[str, tuple[str, int]]:
-        specs = self.layout.vectors
-        risk = specs["risk_sums"].length if "risk_sums" in specs else 0
-        model = {"model": ("float32", specs["update"].length)}
-        totals = {"totals": ("float64", risk)}
-        last = {"best": model["model"], "record": ("uint8", 0)}
-        inputs = {
-            MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals, TRAIN_ALONE: {**model, **totals},
-            FINISH: last,
-        }  # fmt: skip
-        return inputs.get(task, {})
-
     def _join(self, message: Message) -> dict[str, Weighted]:
         data = self._load()
         batch = self.plan.training.batch
@@ -181,13 +173,13 @@ class Site:
                 next_step="lower training.batch.amount in the plan",
             )
         self._data, self._round, self._evaluated, self._own = data, None, None, {}
-        self._session, self._measured = message.session, -1
+        self._session, self._measured, self._own_round = message.session, -1, -1
         self._trainer = Trainer(self.plan, self.name, data.training)
         counts = [len(data.training), len(data.validation), len(data.test), data.opted_out]
         return {"counts": Weighted(np.array(counts, dtype=np.float64))}
 
     def _verify_start(self, model: Vector) -> None:
-        """A plan that names a weight file starts from it, and from nothing that the server made of it."""
+        """In round 0, a plan that names a weight file starts from it. A resumed job's first model is not checked."""
         if isinstance(self.plan.start, FileStart):
             own = initial_vector(self.plan, self._weights)
             if vector_sha256(own) != vector_sha256(model):
@@ -200,7 +192,8 @@ class Site:
 
     def _measure(self, message: Message) -> dict[str, Weighted]:
         vectors, current = self._start_round(message)
-        self._own = current.own = self._measured_sums()
+        self._keep_own(message.round)
+        current.own = self._own
         return {"present_records": self._present(), **vectors, **self._risk_sums(self._own)}
 
     def _start_round(self, message: Message) -> tuple[dict[str, Weighted], _Round]:
@@ -213,9 +206,16 @@ class Site:
         if message.round == 0:
             self._verify_start(model)
         trainer.start_round(model)
-        current = _Round(message.round, model, vector_sha256(model), self._own, trainer.batches(message.round))
+        # After a round that this site missed, its last part is of an older model, and not in the totals.
+        method = self.plan.method
+        known = message.round - self._own_round <= (1 if method.lagged else method.measured_every - 1)
+        own = self._own if known else {}
+        current = _Round(message.round, model, vector_sha256(model), own, trainer.batches(message.round))
         self._round = current
         return self._evaluation("validation", data.validation), current
+
+    def _keep_own(self, round_: int) -> None:
+        self._own, self._own_round = self._measured_sums(), round_
 
     def _measured_sums(self) -> dict[Measure, Sums]:
         """Group sums of this site at the current model; nothing if the method asks for none."""
@@ -327,7 +327,7 @@ class Site:
         """A round in one trip: totals of an earlier round act, this round's statistics ride with the update."""
         vectors, _ = self._start_round(message)
         if self.plan.method.lagged:
-            self._own = self._measured_sums()
+            self._keep_own(message.round)
             vectors |= {"present_records": self._present(), **self._risk_sums(self._own)}
         return {**vectors, **self._train(message)}
 
@@ -363,6 +363,8 @@ class Site:
 
     def _evaluate(self, message: Message) -> dict[str, Weighted]:
         data, trainer = self._parts()
+        if self._evaluated is not None:
+            raise _refused("REPEAT", "a second final evaluation", "one in a session")
         model = message.vectors["model"]
         trainer.start_round(model)
         self._evaluated = model

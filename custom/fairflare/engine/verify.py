@@ -17,7 +17,7 @@ from fairflare.engine.describe import collapse, notices, record_sha256
 from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE
 from fairflare.engine.server import is_measured
 from fairflare.engine.store import read_model
-from fairflare.engine.verify_numbers import Defect, check_counts, check_numbers, wrong_evaluation
+from fairflare.engine.verify_numbers import Defect, check_counts, check_numbers, may_collapse, wrong_evaluation
 from fairflare.errors import FairFlareError, RunError, WeightsError
 from fairflare.models import initial_vector, vector_sha256
 from fairflare.models.weights import FOLDER as WEIGHTS
@@ -30,6 +30,7 @@ from fairflare.record import (
     Session,
     best_model,
     find_record,
+    group_lines,
     read_record,
     session_number,
 )
@@ -233,10 +234,11 @@ def _check_best(record: RunRecord, final: Results) -> Iterator[Defect]:
         if best_model(record) != (final.best_rounds, final.best_model_sha256):
             yield Defect("FF-RUN-MODEL", "the best model is not the one with the best validation results")
         for split, found in zip(_SPLITS, (final.validation_collapse, final.test_collapse), strict=True):
-            if record.plan.task.kind == "classification" and found != collapse(
-                record.plan, record.evaluation(split), np.zeros(0)
-            ):
+            sums = record.evaluation(split)
+            if record.plan.task.kind == "classification" and found != collapse(record.plan, sums, np.zeros(0)):
                 yield Defect("FF-RUN-SUMS", f"{split}: whether the model says the same of everybody does not follow")
+            elif not may_collapse(record.plan, found, group_lines(record.plan, sums)[0]):
+                yield Defect("FF-RUN-SUMS", f"{split}: a collapse that everybody's results rule out")
     except RunError:
         return  # the cells themselves are refused below
 

@@ -14,7 +14,7 @@ from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL, CellSums, Evalu
 from fairflare.fairness.penalty import evaluate
 from fairflare.methods import METHODS, FlexFair, Penalty
 from fairflare.plan import Plan
-from fairflare.record import GroupLine, PenaltyRecord, RoundRecord, Session
+from fairflare.record import Collapse, GroupLine, PenaltyRecord, RoundRecord, Session
 
 TOLERANCE = 1e-9
 
@@ -87,6 +87,23 @@ def _wrong_lines(plan: Plan, session: Session, line: RoundRecord) -> Iterator[st
     evaluated = line.participants.get(MEASURE) or line.participants.get(TRAIN_ALONE, ())
     if not _fits(everybody.records, session, "validation", evaluated, whole_split):
         yield "other records than the sites joined with"
+    if not may_collapse(plan, line.collapse, everybody):
+        yield "a collapse that everybody's results rule out"
+
+
+def may_collapse(plan: Plan, found: Collapse | None, everybody: GroupLine) -> bool:
+    """Whether results allow a collapse: of equal scores the area is 1/2, of images without paint each Dice is 0 or 1.
+
+    That a model did *not* collapse cannot be seen in them.
+    """
+    if found is None:
+        return True
+    if plan.task.kind == "classification":
+        return found == "constant" and (everybody.auc is None or abs(everybody.auc - 0.5) <= TOLERANCE)
+    if found == "all_background":
+        pairs = (everybody.dice or 0.0) * everybody.records * plan.task.outputs
+        return abs(pairs - round(pairs)) <= TOLERANCE * max(pairs, 1.0)
+    return found == "all_foreground"
 
 
 def _may_withhold(plan: Plan) -> bool:
@@ -191,6 +208,8 @@ def wrong_evaluation(
         slack[:, 2:HEAD] = TOLERANCE * np.maximum(everybody[:, 2:HEAD], 1.0)
         if (parts > everybody + slack).any():
             yield f"{attribute}: more in a group, or in all of them, than in everybody"
+        if not _same_records(plan, table):
+            yield f"{attribute}: labels that are not of the same records"
     records = everybody[0, 0] if plan.task.kind == "segmentation" else everybody[:2, 0].sum()
     if not _fits(float(records), session, split, sites, not _may_withhold(plan)):
         yield "other records than the sites joined with"
@@ -214,6 +233,20 @@ def _wrong_cells(plan: Plan, table: Floats, sites: int) -> Iterator[str]:
     ):
         if (value < low - slack).any() or (value > high + slack).any():
             yield f"a sum of {name} that its histogram rules out"
+
+
+def _same_records(plan: Plan, table: Floats) -> bool:
+    """Whether all labels of a group (K, S, 4 + bins) have the same records and losses, each its part or all of them."""
+    head = table[..., [0, 2]]
+    if plan.task.kind == "segmentation":
+        whole = head
+    elif _may_withhold(plan):
+        return True
+    else:
+        whole = head[:, 0::2] + head[:, 1::2]
+        if len(plan.task.labels) > 2:
+            whole = np.concatenate([whole, head[:, 1::2].sum(axis=1, keepdims=True)], axis=1)
+    return bool((np.abs(whole - whole[:, :1]) <= TOLERANCE * np.maximum(np.abs(whole[:, :1]), 1.0)).all())
 
 
 def _score_bounds(histogram: Floats) -> tuple[Floats, Floats]:

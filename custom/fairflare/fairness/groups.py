@@ -151,8 +151,8 @@ class HospitalSums:
         return np.array([self.risk, self.sites, *extra], dtype=np.float64)
 
     def keep(self, sites: int) -> HospitalSums:
-        """The sums themselves: they belong to all hospitals, whatever their number."""
-        return self
+        """The same sums, or zeros if fewer than ``sites`` hospitals are in them: each could work out another's risk."""
+        return self if self.sites >= sites else HospitalSums.from_vector(np.zeros_like(self.vector()))
 
     def exchange(self, old: HospitalSums, new: HospitalSums) -> HospitalSums:
         """The same sums with one site's ``old`` part replaced by its ``new`` one."""

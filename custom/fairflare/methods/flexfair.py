@@ -58,14 +58,15 @@ class FlexFairParameters(MethodParameters):
 
     ``refresh`` (algorithms section 8.5): group sums at the start of each round (``round``); at every local step
     (``step``: lock step, exact replica of joint training); with the update, for the next round (``round_lagged``: no
-    trip of their own, one round old, none in the first round); or every few rounds. ``remeasure_own``: after so many
-    local steps a site measures its own part of the sums anew and replaces it in the totals (``null``: never; exact for
-    its own risk where hospitals are the groups). ``scaling``: ``joint`` is the exact gradient; ``official`` mimics the
-    authors' code, whose penalty has no factor n / n_s. ``min_weight`` and ``max_weight`` (``null``: no bound) hold the
-    factor 1 + lambda n a_k that multiplies the part of a record's loss that is the utility, the task's class weight
-    aside; with the utility probability they hold the coefficient lambda n a_k to [min_weight - 1, max_weight - 1]. Once
-    a bound binds, the gradient is no longer the joint one; the record counts how often. ``utility_clip`` (``null``:
-    none) bounds the (binary) cross-entropy of one record, so that a single outlier cannot dominate a group.
+    trip of their own, one round old, none in a session's first one); or every few rounds. ``remeasure_own``: after so
+    many local steps a site measures its own part of the sums anew and replaces it in the totals, if it took part in
+    them (``null``: never; exact for its own risk where hospitals are the groups). ``scaling``: ``joint`` is the exact
+    gradient; ``official`` mimics the authors' code, whose penalty has no factor n / n_s. ``min_weight`` and
+    ``max_weight`` (``null``: no bound) hold the factor 1 + lambda n a_k that multiplies the part of a record's loss
+    that is the utility, the task's class weight aside; with the utility probability they hold the coefficient lambda n
+    a_k to [min_weight - 1, max_weight - 1]. Once a bound binds, the gradient is no longer the joint one; the record
+    counts how often. ``utility_clip`` (``null``: none) bounds the (binary) cross-entropy of one record, so that a
+    single outlier cannot dominate a group.
     """
 
     name: Literal["flexfair"]

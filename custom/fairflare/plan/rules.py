@@ -52,16 +52,20 @@ def check_task(plan: Plan) -> None:
 def check_consents(plan: Plan) -> None:
     """Equal accuracy between hospitals opens sums of their risks: few hospitals can work out each other's."""
     refuse_repeats("consent", list(plan.consents))
-    if OPEN_RISKS in plan.consents or not plan.method.compares_hospitals:
-        return
-    least = plan.federation.min_sites
-    needed = 5 if plan.method.compares_hospitals == "records" else 3 if PAIR_SUMS in plan.consents else 4
+    least, needed = plan.federation.min_sites, fewest_hospitals(plan)
     if least < needed:
         raise rule(
             f"got a penalty between hospitals with min_sites {least}, expected at least {needed}: from the sum of the "
             f"risks each of three hospitals learns the sum of the two others', and each of two the other's; three need "
             f"the consent '{PAIR_SUMS}' (uniform weights only), risks that may be known need '{OPEN_RISKS}'"
         )
+
+
+def fewest_hospitals(plan: Plan) -> int:
+    """How many hospitals a sum of their risks must be of before any of them may see it."""
+    if OPEN_RISKS in plan.consents or not plan.method.compares_hospitals:
+        return 1
+    return 5 if plan.method.compares_hospitals == "records" else 3 if PAIR_SUMS in plan.consents else 4
 
 
 def check_reserved(plan: Plan) -> None:

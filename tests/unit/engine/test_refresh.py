@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from fairflare import presets
+from fairflare import presets, schema
 from fairflare.engine.local import answer, run_local
 from fairflare.engine.messages import JOIN, Message
 from fairflare.engine.server import Coordinator, Start
@@ -17,6 +17,7 @@ from fairflare.engine.site import Site
 from fairflare.engine.store import read_model
 from fairflare.engine.verify import verify_run
 from fairflare.fairness.groups import exchanged, pack, unpack
+from fairflare.plan import parse_plan
 from tests.unit.engine.hospitals import four, plan
 
 FAIR = (presets.penalty("sex", "equalized_odds", 2.0), presets.penalty("hospital", "equal_accuracy", 1.0))
@@ -174,3 +175,43 @@ def test_totals_of_groups_that_are_held_back_stay_held_back(tmp_path):
     for measure, total in unpack(measures, pack(measures, kept), the_plan.sizes).items():
         if measure.attribute != "hospital":
             assert not exchanged(total, own[measure], own[measure]).vector().any()
+
+
+@pytest.mark.parametrize(
+    ("refresh", "missed", "back"), [("round_lagged", 1, 2), (EVERY, 3, 4)], ids=["lagged", "every"]
+)
+def test_a_site_does_not_replace_a_part_that_is_not_in_the_totals(tmp_path, refresh, missed, back):
+    """Back after a round that it missed, a site's last part is of an older model, and the totals are without it."""
+    the_plan = fair_plan(refresh, remeasure_own=2, max_missed=3)
+    sites = {name: Site(name, the_plan, load, tmp_path / name) for name, load in four().items()}
+    known = {}
+    for phase in Coordinator(the_plan, tmp_path / "server", Start("s", "local", {})).phases(sorted(sites)):
+        message = phase.message
+        for name in phase.targets:
+            if name == "beryl" and message.round == missed and message.task != JOIN:
+                continue
+            spied = sites[name]._train
+
+            def train(message, name=name, spied=spied):
+                known[name, message.round] = bool(sites[name]._round.own)
+                return spied(message)
+
+            sites[name]._train = train
+            answer(sites[name], phase)
+            sites[name]._train = spied
+    assert not known["beryl", back]
+    assert known["amber", back]
+    assert known["beryl", missed - 1] == (refresh != "round_lagged")
+    assert ("beryl", missed) not in known
+
+
+def test_risks_of_too_few_hospitals_are_not_sent_on(tmp_path):
+    """A hospital with few records is in no sum, so four that take part may be two whose risks are added."""
+    method = presets.flexfair(presets.penalty("hospital", "equal_accuracy", 1.0, weights="uniform"))
+    data = json.loads(schema.pretty(plan(method, rounds=1, minimum=45, min_sites=4)))
+    data["consents"] = []
+    _, seen = watched(parse_plan(json.dumps(data)), tmp_path)
+    measured = next(opened for message, opened, _ in seen if message.task == "measure")
+    sent = next(message.vectors["totals"] for message, _, _ in seen if message.task == "train")
+    assert measured["risk_sums"][1] == 2.0
+    assert not sent.any()

@@ -12,7 +12,7 @@ import pytest
 from fairflare import presets, schema
 from fairflare.engine import results
 from fairflare.engine.local import answer, run_local
-from fairflare.engine.messages import EVALUATE, FINISH, JOIN, Message
+from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, Message
 from fairflare.engine.results import FOLDER, received_record
 from fairflare.engine.server import Coordinator, Start
 from fairflare.engine.site import Site
@@ -92,6 +92,16 @@ def record_with(finishing, **fields):
     return np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)
 
 
+def invented_best(finishing):
+    best = finishing.honest.vectors["best"] + np.float32(1.0)
+    return {"best": best, "record": record_with(finishing, final__best_model_sha256=vector_sha256(best))}
+
+
+def beyond_number(finishing):
+    cells = json.loads(finishing.honest.vectors["record"].tobytes())["final"]["test"]
+    return [{**cell, "count": 2e300, "histogram": [1e298] * len(cell["histogram"])} for cell in cells]
+
+
 HOSTILE = {
     "no record": lambda _: {"record": np.zeros(0, dtype=np.uint8)},
     "no text": lambda _: {"record": np.full(10, 255, dtype=np.uint8)},
@@ -101,6 +111,11 @@ HOSTILE = {
     "the record of another plan": lambda f: {"record": record_with(f, plan__training__seed=99)},
     "a record that names another final model": lambda f: {"record": record_with(f, final__model_sha256="0" * 64)},
     "a record that names another best model": lambda f: {"record": record_with(f, final__best_model_sha256="0" * 64)},
+    "rounds that the best model was not trained for": lambda f: {"record": record_with(f, final__best_rounds=-4)},
+    "an invented best model": lambda f: invented_best(f),
+    "no rounds": lambda f: {"record": record_with(f, rounds=[])},
+    "no cells": lambda f: {"record": record_with(f, final__test=[])},
+    "records beyond number": lambda f: {"record": record_with(f, final__test=beyond_number(f))},
     "another best model": lambda f: {"best": f.honest.vectors["best"] + np.float32(1.0)},
 }
 
@@ -134,3 +149,17 @@ def test_a_final_model_that_this_site_did_not_evaluate_is_refused(tmp_path):
     vectors = {"best": model, "record": np.frombuffer(b"{}", dtype=np.uint8)}
     with pytest.raises(RoundError, match="FF-ROUND-MODEL"):
         site.handle(Message(FINISH, 2, 0, "s", FAIR.sha256, vectors, {}, {"model_sha256": "0" * 64}))
+
+
+@pytest.mark.parametrize(("task", "round_"), [(EVALUATE, 1), (EVALUATE, 3), (MEASURE, 2), (MEASURE, -1)])
+def test_a_round_that_the_plan_does_not_have_is_refused(tmp_path, task, round_):
+    site = Site("amber", FAIR, four()["amber"], tmp_path)
+    site.handle(Message(JOIN, 0, 0, "s", FAIR.sha256))
+    with pytest.raises(RoundError, match="FF-ROUND-ROUND"):
+        site.handle(Message(task, round_, 0, "s", FAIR.sha256, {"model": initial_vector(FAIR)}))
+
+
+def test_test_records_are_evaluated_once_in_a_session(finishing):
+    site, honest = finishing.site, finishing.honest
+    with pytest.raises(RoundError, match="FF-ROUND-REPEAT"):
+        site.handle(Message(EVALUATE, honest.round, 0, honest.session, FAIR.sha256, {"model": initial_vector(FAIR)}))

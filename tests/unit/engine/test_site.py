@@ -89,7 +89,8 @@ HOSTILE = {
     "no sites": (message(FAIR, TRAIN, numbers={"records": 180.0, "sites": 0.0}), "FF-ROUND-INPUT"),
     "NaN sites": (message(FAIR, TRAIN, numbers={"records": 180.0, "sites": float("nan")}), "FF-ROUND-INPUT"),
     "no numbers": (message(FAIR, TRAIN, numbers={}), "FF-ROUND-INPUT"),
-    "a final model never evaluated": (message(FAIR, FINISH), "FF-ROUND-MODEL"),
+    "a final model never evaluated": (message(FAIR, FINISH, FAIR.training.rounds), "FF-ROUND-MODEL"),
+    "the end before the last round": (message(FAIR, FINISH), "FF-ROUND-ROUND"),
 }  # fmt: skip
 
 

@@ -27,7 +27,14 @@ from fairflare.fairness.groups import EvaluationSums, evaluation_length
 from fairflare.jobs import write_job
 from fairflare.presets import FEDAVG, flexfair, penalty
 from fairflare.record import MODEL_NAME, Session, read_record, write_record
-from tests.unit.engine.hospitals import four, plan, several_labels
+from tests.unit.engine.hospitals import (
+    four,
+    image_plan,
+    of_several_labels,
+    plan,
+    several_labels,
+    three_of_images,
+)
 
 Json = dict[str, Any]
 METHOD = flexfair(
@@ -588,3 +595,43 @@ def test_an_earlier_record_that_cannot_be_read_is_passed_over(resumed: Path) -> 
 
 def test_the_model_is_where_its_hash_says(run: Path) -> None:
     assert model_file(run, read_record(run).rounds[-1].model_sha256).is_file()
+
+
+def emptied(data: Json) -> None:
+    for one in data["final"]["test"]:
+        if one["stratum"] == 1:
+            one.update(count=0.0, sites=0.0, loss=0.0, value=0.0, histogram=[0.0] * len(one["histogram"]))
+
+
+def collapsed(data: Json, kind: str) -> None:
+    data["rounds"][1].update(collapse=kind)
+
+
+FALSE: dict[str, tuple[Callable[[Json], object], str]] = {
+    "images that are constant": (lambda d: collapsed(d, "constant"), "images"),
+    "background only, with some Dice": (lambda d: collapsed(d, "all_background"), "images"),
+    "background only in the end": (lambda d: d["final"].update(test_collapse="all_background"), "images"),
+    "a label of fewer images": (emptied, "images"),
+    "a label of fewer records": (emptied, "labels"),
+    "painted records": (lambda d: collapsed(d, "all_foreground"), "labels"),
+    "constant with an area": (lambda d: collapsed(d, "constant"), "labels"),
+}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of other tasks than the one with two labels."""
+    base = tmp_path_factory.mktemp("others")
+    images = image_plan(FEDAVG, 2, rounds=6)
+    assert run_local(images, three_of_images(2), base / "images").status == "complete"
+    assert run_local(several_labels(3, rounds=2), of_several_labels(3), base / "labels").status == "complete"
+    return {kind: base / kind for kind in ("images", "labels")}
+
+
+@pytest.mark.parametrize("what", FALSE)
+def test_a_changed_record_of_other_tasks_is_found_out(what: str, others: dict[str, Path], tmp_path: Path) -> None:
+    edit, kind = FALSE[what]
+    run = Path(shutil.copytree(others[kind], tmp_path / "run"))
+    assert codes(run) == set()
+    change(run, edit)
+    assert "FF-RUN-SUMS" in codes(run)
