@@ -94,6 +94,12 @@ def _common(name: str, rounds: int, batch: int, optimizer: Json, method: Json, s
     }
 
 
+def _adamw(lr: float) -> Json:
+    return {
+        "name": "adamw", "lr": lr, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 1e-2, "state": "keep",
+    }  # fmt: skip
+
+
 def heart(name: str, method: Json, seed: int = 0) -> Plan:
     """Heart disease from a table of 13 measurements; four hospitals; attributes sex and age."""
     features = [{"name": name, "center": center, "scale": scale} for name, center, scale in _HEART_FEATURES]
@@ -117,12 +123,8 @@ def heart(name: str, method: Json, seed: int = 0) -> Plan:
 
 def skin(name: str, method: Json, seed: int = 0) -> Plan:
     """Malignant or benign from a dermoscopic image; four sources as sites; attributes age, sex and source."""
-    optimizer = {
-        "name": "adamw", "lr": 2e-4, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
-        "weight_decay": 1e-2, "state": "keep",
-    }  # fmt: skip
     plan = {
-        **_common(name, 24, 32, optimizer, method, seed),
+        **_common(name, 24, 32, _adamw(2e-4), method, seed),
         "task": {
             "kind": "classification",
             "data_set": "skin",
@@ -142,12 +144,8 @@ def skin(name: str, method: Json, seed: int = 0) -> Plan:
 
 def fundus(name: str, method: Json, seed: int = 0) -> Plan:
     """Retinal vessels in fundus images; three public data sets as hospitals, which are the only groups."""
-    optimizer = {
-        "name": "adamw", "lr": 2e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
-        "weight_decay": 1e-2, "state": "keep",
-    }  # fmt: skip
     plan = {
-        **_common(name, 25, 4, optimizer, method, seed),
+        **_common(name, 25, 4, _adamw(2e-3), method, seed),
         "task": {
             "kind": "segmentation",
             "data_set": "fundus",

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from fairflare.cli.files import MADE
-from fairflare.errors import RunError
+from fairflare.errors import RunError, WeightsError
 from fairflare.plan import Plan, read_plan
 from fairflare.policy import CATALOG_NAME, DataCatalog, read_catalog
 
@@ -145,6 +145,13 @@ def _weight_files(plan: Plan, weights: Path | None) -> tuple[Path, ...]:
         return ()
     from fairflare.models import find_weights, initial_vector
 
+    if weights is None:
+        raise WeightsError(
+            "FF-WEIGHTS-MISSING",
+            got="a plan that starts from a weight file, and no folder of weight files",
+            expected=f"the file {plan.start.sha256}.safetensors in a folder",
+            next_step="name that folder with --weights",
+        )
     initial_vector(plan, weights)
     return (find_weights(weights, plan.start.sha256),)
 

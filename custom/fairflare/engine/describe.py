@@ -116,16 +116,19 @@ def collapse(plan: Plan, sums: EvaluationSums, predictions: Floats) -> Collapse 
     """How a model fails that has learnt nothing, from evaluation sums over sites; ``None`` if it does not.
 
     ``predictions`` (3 F,): for each label but the background the images, those in which no pixel is predicted, and
-    those in which all are. A classification is constant if all records (two at least) share one bin of the histogram,
+    those in which all are. A model that is right about every image, since nothing is there or nothing else, has not
+    failed. A classification is constant if all records (two at least) share one bin of the histogram,
     for every label in question.
     """
     if plan.task.kind == "segmentation":
         images, none, full = predictions.reshape(-1, 3).T
-        if images.min() == 0:
+        count, dice = sums.cells[EVERYBODY][0, :, 0], sums.cells[EVERYBODY][0, :, 3]
+        wrong = (dice < count) | (count == 0)  # withheld sums cannot speak for the model
+        if images.min() == 0 or not wrong.any():
             return None
         if (none == images).all():
             return "all_background"
-        return "all_foreground" if (full == images).any() else None
+        return "all_foreground" if ((full == images) & wrong).any() else None
     table = sums.cells[EVERYBODY][0, :, HEAD:]
     bins = (table[0::2] + table[1::2] > 0).sum(axis=-1)
     return "constant" if table[:2].sum() >= 2 and (bins == 1).all() else None

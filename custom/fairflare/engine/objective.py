@@ -131,12 +131,13 @@ class Labels:
 class Masks:
     """Segmentation: outputs are logit maps (n, F, height, width), the target are labels of pixels (n, height, width).
 
-    F is the number of labels without the background. The loss of an image is its mean binary cross-entropy over pixels
-    and maps (weighted by the class weight of each pixel's label) plus its soft Dice loss, the mean over maps of
-    1 - 2 sum(p m) / (sum p + sum m + 1), p = sigmoid(logit), m = 1 where the pixel has the label (algorithms section 2;
-    with images of one size it is the authors' loss). Quantities are both parts, without class weights. A pixel is
-    predicted to have the label with the largest logit, if that is above 0. Dice of an image is 2 I / (P + G), and 1
-    where a label is neither there nor predicted.
+    F is the number of labels without the background. The loss of an image is its mean binary cross-entropy over
+    pixels and maps (weighted by the class weight of each pixel's label) plus its soft Dice loss, the mean over maps
+    of 1 - 2 sum(p m) / (sum p + sum m + 1), p = sigmoid(logit), m = 1 where the pixel has the label (algorithms
+    section 2; with images of one size it is the authors' loss). Quantities are both parts, without class weights. A
+    pixel is predicted to have the label with the largest logit, if that is above 0. Where a label is not in an image,
+    its Dice loss is 1 whatever is predicted, and has no gradient: a group with many such images has a risk that
+    training cannot lower. Dice of an image is 2 I / (P + G), and 1 where a label is neither there nor predicted.
     """
 
     def __init__(self, task: SegmentationTask, class_weights: torch.Tensor) -> None:

@@ -69,15 +69,22 @@ def check_run(folder: Path, record: RunRecord, weights: Path | None = None) -> I
         yield Defect("FF-RUN-NOTICES", "not the notices that the plan calls for: changed, or another version's")
     yield from _check_start(folder, record, weights)
     yield from _check_status(record)
-    if [line.round for line in record.rounds] != list(range(len(record.rounds))):
-        yield Defect("FF-RUN-ROUNDS", "rounds are missing, repeated or out of order")
     yield from _check_sessions(folder, record)
     yield from _check_answers(record)
+    yield from check_results(record)
+    yield from _check_models(folder, record)
+
+
+def check_results(record: RunRecord) -> Iterator[Defect]:
+    """Every defect of a record's rounds and results, whoever holds its files and whether or not its run has ended."""
+    if [line.round for line in record.rounds] != list(range(len(record.rounds))):
+        yield Defect("FF-RUN-ROUNDS", "rounds are missing, repeated or out of order")
     for line in record.rounds:
         session = _session_of(record, line)
         if session is not None:
-            yield from check_numbers(plan, session, line)
-    yield from _check_final(folder, record)
+            yield from check_numbers(record.plan, session, line)
+    if record.final is not None:
+        yield from _check_final(record, record.final)
 
 
 def _check_start(folder: Path, record: RunRecord, weights: Path | None) -> Iterator[Defect]:
@@ -243,17 +250,18 @@ def _check_best(record: RunRecord, final: Results) -> Iterator[Defect]:
         return  # the cells themselves are refused below
 
 
-def _check_final(folder: Path, record: RunRecord) -> Iterator[Defect]:
+def _check_models(folder: Path, record: RunRecord) -> Iterator[Defect]:
     final = record.final
-    if final is None:
-        return
-    if not record.rounds or final.model_sha256 != record.rounds[-1].model_sha256:
-        yield Defect("FF-RUN-MODEL", "the evaluated model is not the model of the last round")
-    for sha256 in dict.fromkeys((final.model_sha256, final.best_model_sha256)):
+    for sha256 in dict.fromkeys((final.model_sha256, final.best_model_sha256)) if final is not None else ():
         try:
             read_model(folder, record.plan, sha256)
         except RunError as problem:
             yield Defect(problem.code, problem.got)
+
+
+def _check_final(record: RunRecord, final: Results) -> Iterator[Defect]:
+    if not record.rounds or final.model_sha256 != record.rounds[-1].model_sha256:
+        yield Defect("FF-RUN-MODEL", "the evaluated model is not the model of the last round")
     yield from _check_best(record, final)
     for split in _SPLITS:
         try:

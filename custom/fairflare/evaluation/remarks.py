@@ -34,6 +34,8 @@ def sums_remarks(
     found = list(_threshold(plan, summary))
     if summary.kind == "images":
         found += _unpainted(summary, sums, collapse)
+        if 0 < summary.overall.records < SMALL_CELL:
+            found.append(Remark("few images", f"{summary.overall.records} in all (fewer than {SMALL_CELL})"))
     elif summary.kind == "two_labels":
         found += _constant(summary, sums)
     else:

@@ -257,12 +257,15 @@ class EvaluationSums:
     def measure(
         cls, strata: Sequence[Stratum], groups: GroupIndex, sizes: Mapping[str, int], bins: int, minimum: int
     ) -> EvaluationSums:
-        """Add up one site's records by group and stratum; a cell under ``minimum`` records becomes zeros."""
+        """Add up one site's records by group and stratum; a cell under ``minimum`` records becomes zeros.
+
+        With more than two strata so does its whole group: the strata of the other labels would give it away.
+        """
         result = {}
         for name, size in ((EVERYBODY, 1), *sizes.items()):
             parts = [_tabulate(stratum, groups.get(name), size, bins) for stratum in strata]
             table = np.stack(parts, axis=1)
-            kept = (table[..., 0] > 0) & (table[..., 0] >= minimum)
+            kept = _kept(table[..., 0], minimum)
             table[..., 1] = kept
             result[name] = np.where(kept[..., None], table, 0.0)
         return cls(result)
@@ -291,10 +294,18 @@ class EvaluationSums:
         return EvaluationSums({name: table + other.cells[name] for name, table in self.cells.items()})
 
     def keep(self, sites: int) -> EvaluationSums:
-        """The same sums with every cell that fewer than ``sites`` sites report set to zero."""
+        """The same sums without cells that fewer than ``sites`` sites report; see :meth:`measure` for whole groups."""
         return EvaluationSums(
-            {name: np.where(table[..., 1:2] >= sites, table, 0.0) for name, table in self.cells.items()}
+            {name: np.where(_kept(table[..., 1], sites)[..., None], table, 0.0) for name, table in self.cells.items()}
         )
+
+
+def _kept(amount: Floats, least: float) -> NDArray[np.bool_]:
+    """Which cells (K, S) with these amounts may be shown: no small one, and of more than two strata all or none."""
+    kept = (amount > 0) & (amount >= least)
+    if amount.shape[1] > 2:
+        kept &= ~((amount > 0) & (amount < least)).any(axis=1, keepdims=True)
+    return kept
 
 
 def _tabulate(stratum: Stratum, group: Integers | None, size: int, bins: int) -> Floats:

@@ -153,3 +153,22 @@ def blind(data):
     for split in (data.training, data.validation, data.test):
         split.inputs[:] = 0
     return data
+
+
+def test_a_model_that_finds_nothing_where_nothing_is_has_not_failed(tmp_path, monkeypatch):
+    optimizer = {"name": "sgd", "lr": 1e-12, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "state": "keep"}
+    the_plan = image_plan(presets.FEDAVG, rounds=1, optimizer=optimizer)
+    start = initial_vector(the_plan)
+    start[-1] = -60.0
+    monkeypatch.setattr("fairflare.engine.server.initial_vector", lambda *_: start)
+    loaders = {name: (lambda load=load: empty(load())) for name, load in three_of_images().items()}
+    record = run_local(the_plan, loaders, tmp_path)
+    assert record.rounds[0].collapse is None
+    assert record.final.test_collapse is None
+
+
+def empty(data):
+    """The same images with nothing to find."""
+    for split in (data.training, data.validation, data.test):
+        split.masks[:] = 0
+    return data

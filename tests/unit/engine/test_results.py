@@ -102,6 +102,17 @@ def beyond_number(finishing):
     return [{**cell, "count": 2e300, "histogram": [1e298] * len(cell["histogram"])} for cell in cells]
 
 
+def negative(finishing):
+    cells = json.loads(finishing.honest.vectors["record"].tobytes())["final"]["test"]
+    return [{**cells[0], "count": -cells[0]["count"]}, *cells[1:]]
+
+
+def half_a_record(finishing):
+    record = json.loads(finishing.honest.vectors["record"].tobytes())
+    record["rounds"][0]["validation"][0]["records"] -= 0.5
+    return np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)
+
+
 HOSTILE = {
     "no record": lambda _: {"record": np.zeros(0, dtype=np.uint8)},
     "no text": lambda _: {"record": np.full(10, 255, dtype=np.uint8)},
@@ -116,6 +127,9 @@ HOSTILE = {
     "no rounds": lambda f: {"record": record_with(f, rounds=[])},
     "no cells": lambda f: {"record": record_with(f, final__test=[])},
     "records beyond number": lambda f: {"record": record_with(f, final__test=beyond_number(f))},
+    "cells of a negative number of records": lambda f: {"record": record_with(f, final__test=negative(f))},
+    "a validation line of half a record": lambda f: {"record": half_a_record(f)},
+    "no session": lambda f: {"record": record_with(f, sessions=[])},
     "another best model": lambda f: {"best": f.honest.vectors["best"] + np.float32(1.0)},
 }
 

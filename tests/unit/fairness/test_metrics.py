@@ -257,3 +257,28 @@ def test_worst_group() -> None:
     assert worst_group(np.array([0.7, 0.6, 0.6])) == 1
     assert worst_group(np.array([0.7, np.nan])) is None
     assert worst_group(np.array([0.7, 0.7])) is None
+
+
+@pytest.mark.parametrize("counts", [(10, 9, 1), (10, 5, 4), (1, 1, 1), (10, 0, 4)])
+def test_of_more_than_two_labels_a_small_cell_takes_its_group_with_it(counts):
+    """What is left must not be a subtraction away from the cell: neither at a site nor in a sum over sites."""
+    labels = np.repeat(np.arange(3), counts)
+    probability = np.full((labels.size, 3), 1 / 3)
+    strata = label_strata(probability, np.arange(labels.size, dtype=np.float64), labels)
+    groups = {"sex": np.zeros(labels.size, dtype=np.int64)}
+    sums = EvaluationSums.measure(strata, groups, {"sex": 1}, 200, 5)
+    assert not sums.vector().any()
+
+
+def test_of_more_than_two_labels_a_group_is_whole_where_every_cell_is_large_or_empty():
+    labels = np.repeat(np.arange(3), (10, 7, 0))
+    strata = label_strata(np.full((17, 3), 1 / 3), np.ones(17), labels)
+    first = EvaluationSums.measure(strata, {}, {}, 200, 5)
+    assert first.cells["all"][0, :, 0].tolist() == [7, 10, 10, 7, 17, 0]
+    other = EvaluationSums.measure(
+        label_strata(np.full((6, 3), 1 / 3), np.ones(6), np.zeros(6, dtype=np.int64)), {}, {}, 200, 5
+    )
+    total = first + other
+    # Label 1 comes from one site only: with two sites asked for, nothing of the group may be shown.
+    assert not total.keep(2).vector().any()
+    assert total.keep(1).cells["all"][0, :, 0].tolist() == [7, 16, 16, 7, 23, 0]
