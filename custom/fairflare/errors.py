@@ -10,7 +10,9 @@
     |-- GateError         FF-GATE-*    something tried to leave a site that the release gate does not recognise
     |-- WireError         FF-WIRE-*    a message that does not have the form of this version
     |-- RoundError        FF-ROUND-*   a reply that is refused, a site that is missing, a quorum that is not met
+    |-- PolicyError       FF-POLICY-*  a site's policy that cannot be used, or that does not allow what a plan asks for
     |-- RunError          FF-RUN-*     a run, a record or a workspace that is incomplete or inconsistent
+    |-- SecaggError       FF-SECAGG-*  secure aggregation: a message, a key or a state that the protocol does not allow
     `-- WeightsError      FF-WEIGHTS-* a file of weights that is absent, is another one, or does not fit the network
 
 A message may leave a site only as its code (see ``fairflare.flare.executor``): the text of ``got`` can hold local
@@ -95,6 +97,18 @@ class RunError(FairFlareError):
     """A run, a record or a workspace that is incomplete or inconsistent."""
 
     prefix = "FF-RUN-"
+
+
+class PolicyError(FairFlareError):
+    """A site's policy that cannot be used, or that does not allow what a plan asks for."""
+
+    prefix = "FF-POLICY-"
+
+
+class SecaggError(FairFlareError):
+    """Secure aggregation: a message, a key or a state that the protocol does not allow."""
+
+    prefix = "FF-SECAGG-"
 
 
 class WeightsError(FairFlareError):

@@ -9,36 +9,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-import numpy as np
-
 from fairflare.errors import GateError
-from fairflare.secagg.protection import Payload, SiteProtection, VectorSpec, check_numbers, describe
+from fairflare.secagg.protection import Payload, SiteProtection, VectorSpec, Weighted, check_numbers, describe
 
 _SEAL: Final = object()
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """A vector that wants to leave, and its weight in the sum."""
-
-    values: np.ndarray
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
 class Release:
-    """What may leave: which task of which round it answers, and protected vectors by label."""
+    """What may leave: which task of which round it answers, protected vectors by label, and protocol messages."""
 
     task: str
     round: int
     step: int
     payloads: Mapping[str, Payload]
+    protocol: bytes = b""
     # No argument of __init__: dataclasses.replace() gives an object without a seal.
     _seal: object = field(repr=False, default=None, init=False)
 
@@ -86,24 +77,31 @@ class ReleaseGate:
     ----------
     allowed
         Task -> label -> specification of the vectors that may answer it; fixed by the plan.
-    protections
-        Label -> the protection the plan asks for.
+    protection
+        The protection the plan asks for.
     log
         Where releases are recorded.
     """
 
     def __init__(
-        self,
-        allowed: Mapping[str, Mapping[str, VectorSpec]],
-        protections: Mapping[str, SiteProtection],
-        log: ReleaseLog,
+        self, allowed: Mapping[str, Mapping[str, VectorSpec]], protection: SiteProtection, log: ReleaseLog
     ) -> None:
         self._allowed = allowed
-        self._protections = protections
+        self._protection = protection
         self._log = log
 
-    def release(self, task: str, round_: int, step: int, vectors: Mapping[str, Weighted]) -> Release:
-        """Let exactly the vectors that ``task`` may return out; raises :class:`GateError` otherwise."""
+    def release(
+        self,
+        task: str,
+        round_: int,
+        step: int,
+        vectors: Mapping[str, Weighted],
+        withheld: Collection[str] = (),
+    ) -> Release:
+        """Let exactly the vectors that ``task`` may return out; raises :class:`GateError` otherwise.
+
+        ``withheld`` names those of them that do not leave this time, since their protection is not to be had.
+        """
         specs = self._allowed.get(task)
         if specs is None:
             raise _refused("TASK", "a result for an unknown task", f"one of {', '.join(self._allowed)}")
@@ -113,13 +111,11 @@ class ReleaseGate:
             raise _refused("LABEL", f"vectors {sorted(map(str, vectors))} for task {task}", describe(specs))
         for label, spec in specs.items():
             _verify(spec, vectors[label])
-        payloads = {
-            label: self._protections[label].protect(spec, vectors[label].values, vectors[label].weight)
-            for label, spec in specs.items()
-        }
-        lengths = {label: spec.length for label, spec in specs.items()}
+        leaving = {label: spec for label, spec in specs.items() if label not in withheld}
+        payloads, protocol = self._protection.protect(leaving, vectors)
+        lengths = {label: spec.length for label, spec in leaving.items()}
         self._log.append({"event": "release", "task": task, "round": round_, "step": step, "vectors": lengths})
-        release = Release(task, round_, step, MappingProxyType(payloads))
+        release = Release(task, round_, step, MappingProxyType(payloads), protocol)
         object.__setattr__(release, "_seal", _SEAL)
         return release
 

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 
 from fairflare.errors import RoundError
-from fairflare.secagg.protection import Floats, Opened, Payload, SecureSum, SiteProtection, VectorSpec, check_numbers
+from fairflare.secagg.protection import (
+    Floats,
+    Opened,
+    Payload,
+    SecureSum,
+    SiteProtection,
+    VectorSpec,
+    Weighted,
+    check_numbers,
+)
 
 #: Fraction bits of an update in the accumulator: its rounding (2^-41) is far below float32's at any useful weight.
 FRACTION_BITS = 40
@@ -27,9 +37,11 @@ _CHUNK = 1 << 16
 class PlainSite(SiteProtection):
     """Sends the vector as it is."""
 
-    def protect(self, spec: VectorSpec, values: np.ndarray, weight: float) -> Payload:
-        """The vector itself, and its weight in clear."""
-        return Payload(values, weight)
+    def protect(
+        self, specs: Mapping[str, VectorSpec], vectors: Mapping[str, Weighted]
+    ) -> tuple[dict[str, Payload], bytes]:
+        """The vectors themselves, and their weights in clear."""
+        return {label: Payload(vectors[label].values, vectors[label].weight) for label in specs}, b""
 
 
 class _PlainSum(SecureSum):
@@ -48,8 +60,8 @@ class _PlainSum(SecureSum):
         if defect is not None:
             raise refusal(defect, self.spec)
 
-    def _may_weigh(self, weight: float) -> bool:
-        return 0 <= weight <= self.weight_unit and 0 < self.weight_unit < math.inf
+    def _may_weigh(self, weight: float | None) -> bool:
+        return weight is not None and 0 <= weight <= self.weight_unit and 0 < self.weight_unit < math.inf
 
     @abstractmethod
     def _in_range(self, payload: Payload) -> bool:
@@ -60,7 +72,7 @@ class _PlainSum(SecureSum):
         if site in self.weights:
             raise refusal("TWICE", self.spec)
         self._add(site, payload)
-        self.weights[site] = payload.weight
+        self.weights[site] = _weight(payload)
 
     @abstractmethod
     def _add(self, site: str, payload: Payload) -> None:
@@ -80,10 +92,10 @@ class PlainUpdateSum(_PlainSum):
 
     def _in_range(self, payload: Payload) -> bool:
         largest = max(float(payload.values.max(initial=0.0)), -float(payload.values.min(initial=0.0)))
-        return largest * payload.weight / self.weight_unit < LIMIT
+        return largest * _weight(payload) / self.weight_unit < LIMIT
 
     def _add(self, site: str, payload: Payload) -> None:
-        scale = payload.weight / self.weight_unit * 2.0**FRACTION_BITS
+        scale = _weight(payload) / self.weight_unit * 2.0**FRACTION_BITS
         for start in range(0, self.spec.length, _CHUNK):
             part = payload.values[start : start + _CHUNK].astype(np.float64)
             part *= scale
@@ -104,7 +116,7 @@ class PlainStatisticsSum(_PlainSum):
         super().__init__(spec)
         self.rows: dict[str, Floats] = {}
 
-    def _may_weigh(self, weight: float) -> bool:
+    def _may_weigh(self, weight: float | None) -> bool:
         return weight == 1.0
 
     def _in_range(self, payload: Payload) -> bool:
@@ -119,6 +131,10 @@ class PlainStatisticsSum(_PlainSum):
         rows = [self.rows[site].tolist() for site in sorted(self.rows)]
         total = [math.fsum(column) for column in zip(*rows, strict=True)] if rows else [0.0] * self.spec.length
         return self._opened(np.array(total, dtype=np.float64))
+
+
+def _weight(payload: Payload) -> float:
+    return 0.0 if payload.weight is None else payload.weight
 
 
 _DEFECTS = {

@@ -27,11 +27,19 @@ class VectorSpec:
 
 
 @dataclass(frozen=True)
-class Payload:
-    """A vector on its way: its protected numbers, and the weight where the protection does not hide it."""
+class Weighted:
+    """A vector that wants to leave, and its weight in the sum."""
 
     values: np.ndarray
-    weight: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A vector on its way: its protected numbers, and the weight, ``None`` where the protection hides it."""
+
+    values: np.ndarray
+    weight: float | None
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,10 @@ class SiteProtection(ABC):
     """The half at the site."""
 
     @abstractmethod
-    def protect(self, spec: VectorSpec, values: np.ndarray, weight: float) -> Payload:
-        """Turn a checked vector into what is sent."""
+    def protect(
+        self, specs: Mapping[str, VectorSpec], vectors: Mapping[str, Weighted]
+    ) -> tuple[dict[str, Payload], bytes]:
+        """Turn the checked vectors of one task into what is sent, with protocol messages that go along."""
 
 
 class SecureSum(ABC):

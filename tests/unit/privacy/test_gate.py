@@ -16,9 +16,9 @@ import torch
 
 from fairflare.errors import GateError
 from fairflare.privacy import gate as module
-from fairflare.privacy.gate import Release, ReleaseGate, ReleaseLog, Weighted
+from fairflare.privacy.gate import Release, ReleaseGate, ReleaseLog
 from fairflare.secagg.plain import PlainSite
-from fairflare.secagg.protection import Payload, SiteProtection, VectorSpec
+from fairflare.secagg.protection import Payload, SiteProtection, VectorSpec, Weighted
 
 ALLOWED = {
     "train": {"update": VectorSpec("update", "float32", 3), "sums": VectorSpec("sums", "float64", 2)},
@@ -36,7 +36,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gate(log: Path) -> ReleaseGate:
-    return ReleaseGate(ALLOWED, dict.fromkeys(("update", "sums"), PlainSite()), ReleaseLog(log))
+    return ReleaseGate(ALLOWED, PlainSite(), ReleaseLog(log))
 
 
 def test_what_the_plan_allows_comes_out_sealed(gate: ReleaseGate) -> None:
@@ -150,15 +150,21 @@ def test_a_refusal_repeats_no_number(gate: ReleaseGate) -> None:
 class Spy(SiteProtection):
     """A protection that notes whether the release was on the list before it."""
 
-    def protect(self, spec: VectorSpec, values: np.ndarray, weight: float) -> Payload:
-        if spec.label == "sums":
-            raise GateError("FF-GATE-KEYS", got="no keys", expected="keys", next_step="none")
-        return Payload(values, weight)
+    def protect(
+        self, specs: Mapping[str, VectorSpec], vectors: Mapping[str, Weighted]
+    ) -> tuple[dict[str, Payload], bytes]:
+        raise GateError("FF-GATE-KEYS", got="no keys", expected="keys", next_step="none")
+
+
+def test_what_is_withheld_reaches_no_protection_and_no_list(gate: ReleaseGate, log: Path) -> None:
+    release = gate.release("train", 2, 1, GOOD, withheld=("sums",))
+    assert list(release.payloads) == ["update"]
+    assert json.loads(log.read_text(encoding="utf-8"))["vectors"] == {"update": 3}
 
 
 def test_a_protection_that_fails_leaves_no_line_and_no_release(log: Path) -> None:
     with pytest.raises(GateError, match="FF-GATE-KEYS"):
-        ReleaseGate(ALLOWED, dict.fromkeys(("update", "sums"), Spy()), ReleaseLog(log)).release("train", 0, 0, GOOD)
+        ReleaseGate(ALLOWED, Spy(), ReleaseLog(log)).release("train", 0, 0, GOOD)
     assert not log.exists()
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fairflare.errors import RoundError
 from fairflare.secagg.plain import FRACTION_BITS, LIMIT, STATISTICS_LIMIT, PlainSite, PlainStatisticsSum, PlainUpdateSum
-from fairflare.secagg.protection import Opened, Payload, SecureSum, VectorSpec, describe
+from fairflare.secagg.protection import Opened, Payload, SecureSum, VectorSpec, Weighted, describe
 
 UPDATE = VectorSpec("update", "float32", 3)
 SUMS = VectorSpec("sums", "float64", 2)
@@ -219,7 +219,8 @@ def test_a_site_counts_once(secure_sum: PlainUpdateSum | PlainStatisticsSum) -> 
 
 def test_the_sites_half_sends_the_vector_as_it_is() -> None:
     values = np.ones(3, np.float32)
-    assert PlainSite().protect(UPDATE, values, 2.0) == Payload(values, 2.0)
+    payloads, protocol = PlainSite().protect({"update": UPDATE}, {"update": Weighted(values, 2.0)})
+    assert (payloads, protocol) == ({"update": Payload(values, 2.0)}, b"")
 
 
 def test_a_layout_is_described_in_words() -> None:

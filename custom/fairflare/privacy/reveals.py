@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site's memory of every step of secure aggregation: what once left the site is never asked out a second time.
+
+The masks protect one sum. Two sums over nearly the same sites, or the same sum twice, can give one site away by
+subtraction, so the site remembers, per data set and over all jobs, and it writes down each step *before* the first
+byte of it leaves. Nothing is ever changed or deleted: an aborted step stays used, because an opening may have been
+withheld from the site.
+
+The events stand in an :class:`EventChain`, which finds changes of its file. It cannot see that it is a copy of an
+older one: only the peers can, who remember the head that the site last announced (:meth:`RevealMemory.has`).
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NoReturn, TypeVar, cast
+
+from fairflare.errors import SecaggError
+from fairflare.privacy.chain import EMPTY, EventChain, Head
+from fairflare.secagg.memory import Transition
+
+#: States of a step, in order. A closed step ends with UPLOADED, which counts as revealed.
+STARTED: Final = "STARTED"
+UPLOADED: Final = "UPLOADED"
+SIGNED: Final = "SIGNED"
+REVEALED: Final = "REVEALED"
+CLOSED: Final = "closed"
+OPEN: Final = "open"
+
+_ORDER = {CLOSED: (STARTED, UPLOADED), OPEN: (STARTED, UPLOADED, SIGNED, REVEALED)}
+_SESSION, _PEER = "SESSION", "PEER"
+_WORD = 2**64
+_LONGEST_TEXT = 256
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_Query = tuple[str, int, str]
+
+
+@dataclass
+class _Known:
+    """What the events add up to, and the rules. A refusal changes nothing."""
+
+    sessions: dict[bytes, str] = field(default_factory=dict)  # T and its plan
+    live: bytes | None = None
+    last_step: int = -1
+    steps: MutableMapping[int, Transition] = field(default_factory=dict)  # of the live session: where each stands
+    uploaded: MutableMapping[_Query, bytes] = field(default_factory=dict)  # and in which session
+    cohorts: MutableMapping[str, frozenset[bytes]] = field(default_factory=dict)  # by label, closed steps
+    peers: dict[str, Head] = field(default_factory=dict)
+
+    def check_new(self, session: bytes) -> None:
+        if session in self.sessions:
+            _refuse("REPLAY", "a session that this site has joined before", "a session with a fresh nonce of this site")
+
+    def begin(self, session: bytes, plan: str) -> None:
+        self.sessions[session] = plan
+        self.live, self.last_step, self.steps = session, -1, {}
+
+    def draft(self) -> _Known:
+        """A copy to try transitions on; it shares what it does not change."""
+        return replace(
+            self,
+            steps=ChainMap({}, self.steps),
+            uploaded=ChainMap({}, self.uploaded),
+            cohorts=ChainMap({}, self.cohorts),
+        )
+
+    def adopt(self, draft: _Known) -> None:
+        """Make a draft's changes one's own."""
+        self.last_step = draft.last_step
+        self.steps.update(_changes(draft.steps))
+        self.uploaded.update(_changes(draft.uploaded))
+        self.cohorts.update(_changes(draft.cohorts))
+
+    def advance(self, to: Transition) -> None:
+        if self.live is None or to.session != self.live or to.plan_sha256 != self.sessions[self.live]:
+            _refuse("SESSION", "a step of another session, plan or start of the program", "a step of the live session")
+        self._check_order(to)
+        if to.state in (STARTED, UPLOADED) and to.query in self.uploaded:
+            _refuse("REUSED", f"a second step for {_asked(to)}", "each vector to leave the site once, failed or not")
+        if to.state == UPLOADED:
+            if to.mode == CLOSED:
+                self._meet(to)
+            self.uploaded[to.query] = to.session
+        self.steps[to.step] = to
+        self.last_step = max(self.last_step, to.step)
+
+    def _check_order(self, to: Transition) -> None:
+        before = self.steps.get(to.step)
+        order = _ORDER[to.mode]
+        expected: str | None = STARTED
+        if before is not None:
+            same = (before.query, before.mode) == (to.query, to.mode)
+            expected = dict(pairwise(order)).get(before.state) if same else None
+        if to.state != expected:
+            _refuse("STATE", f"{to.state} for {_asked(to)}, out of order", f"the states {', '.join(order)}, each once")
+        if to.state == STARTED and to.step <= self.last_step:
+            _refuse("STEP", f"step {to.step} after step {self.last_step}", "step numbers that only grow")
+
+    def _meet(self, to: Transition) -> None:
+        cohorts = self.cohorts.get(to.label, frozenset()) | {to.cohort}
+        if to.cohort not in self.cohorts.get(to.label, ()) and len(cohorts) - 1 > to.cohort_changes:
+            _refuse(
+                "COHORT",
+                f"query {to.label!r} for cohort number {len(cohorts)}",
+                f"the sites that answered it before; the policy allows {to.cohort_changes} other cohorts",
+            )
+        self.cohorts[to.label] = cohorts
+
+    def news(self, heads: Mapping[str, Head]) -> dict[str, Head]:
+        """The heads that are not known yet; refuses one that went back."""
+        for name, head in heads.items():
+            seq, known = self.peers.get(name, EMPTY)
+            if head[0] < seq or (head[0] == seq and head[1] != known):
+                _refuse(
+                    "ROLLBACK",
+                    f"from site {name!r} a memory of {head[0]} events, where it had {seq} before, or others",
+                    "a memory that only grows",
+                )
+        return {name: head for name, head in heads.items() if self.peers.get(name) != head}
+
+    def replay(self, event: Mapping[str, Any]) -> None:
+        """Apply an event from the file, under the same rules."""
+        kind = event["kind"]
+        if kind == _SESSION:
+            session = bytes.fromhex(event["session"])
+            self.check_new(session)
+            self.begin(session, event["plan"])
+        elif kind == _PEER:
+            self.peers.update(self.news({name: (seq, bytes.fromhex(head)) for name, (seq, head) in event["heads"]}))
+        else:
+            self.advance(_transition(event))
+
+
+class RevealMemory:
+    """The memory of one data set; one object at a time holds it, and it survives restarts.
+
+    Parameters
+    ----------
+    path
+        The SQLite file. Made if it is absent (mode 0600, new folders 0700). A file ``<path>.lock`` stands beside it.
+
+    Raises
+    ------
+    SecaggError
+        ``FF-SECAGG-BUSY``: another object or process holds it. ``FF-SECAGG-MEMORY``: unreadable, or changed.
+        Every method raises ``FF-SECAGG-MEMORY`` after close, and after any error of the disk: then the event counts
+        as written, and nothing may leave the site.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._open(path)
+
+    @classmethod
+    def volatile(cls) -> RevealMemory:
+        """A memory without a file, under the same rules: for runs whose data are all in one place."""
+        memory = cls.__new__(cls)
+        memory._open(None)
+        return memory
+
+    def _open(self, path: Path | None) -> None:
+        self._known = _Known()
+        self._chain = EventChain(path, self._known.replay)
+        self._known.live = None  # a session does not survive the program that joined it
+
+    def __enter__(self) -> RevealMemory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory free; a second call does nothing."""
+        self._chain.close()
+
+    @property
+    def head(self) -> tuple[int, bytes]:
+        """The number of events and the last one's hash (32 bytes); (0, 32 zero bytes) when there is none."""
+        with self._chain.mine():
+            return self._chain.head
+
+    def has(self, seq: int, head: bytes) -> bool:
+        """Whether event ``seq`` of this memory has the hash ``head``; (0, 32 zero bytes) always is.
+
+        A peer that saw a head which is not here saw a newer memory: this one was set back.
+        """
+        with self._chain.mine():
+            return self._chain.has(seq, head)
+
+    def begin(self, session: bytes, plan_sha256: str, roster_digest: bytes) -> None:
+        """Join session T (32 bytes) of a plan, with a roster (digest, 32 bytes). Earlier sessions are closed for ever.
+
+        Raises
+        ------
+        SecaggError
+            ``FF-SECAGG-REPLAY``: T was joined before. ``FF-SECAGG-FORM``, ``FF-SECAGG-MEMORY``.
+        """
+        _check_form(_is_digest(session), _is_text(plan_sha256), _is_digest(roster_digest))
+        with self._chain.mine():
+            self._known.check_new(session)
+            event = {"kind": _SESSION, "session": session.hex(), "plan": plan_sha256, "roster": roster_digest.hex()}
+            with self._chain.written([event]):
+                self._known.begin(session, plan_sha256)
+
+    def commit(self, transitions: Sequence[Transition]) -> None:
+        """Write down all ``transitions`` in one transaction, on disk when this returns; a refusal writes nothing.
+
+        Raises
+        ------
+        SecaggError
+            ``FF-SECAGG-SESSION``: not the session that this object began last, or not its plan. ``FF-SECAGG-STATE``:
+            out of order. ``FF-SECAGG-STEP``: a step number that does not grow. ``FF-SECAGG-REUSED``: this plan's
+            vector of this round has left before. ``FF-SECAGG-COHORT``: an exact query for other sites.
+            ``FF-SECAGG-FORM``, ``FF-SECAGG-MEMORY``.
+        """
+        for transition in transitions:
+            _check_transition(transition)
+        with self._chain.mine():
+            draft = self._known.draft()
+            for transition in transitions:
+                draft.advance(transition)
+            with self._chain.written([_event(transition) for transition in transitions]):
+                self._known.adopt(draft)
+
+    def peer(self, name: str) -> tuple[int, bytes] | None:
+        """The last head seen of a peer, None if none was."""
+        with self._chain.mine():
+            return self._known.peers.get(name)
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Every peer whose head was seen, sorted."""
+        with self._chain.mine():
+            return tuple(sorted(self._known.peers))
+
+    def remember_peers(self, heads: Mapping[str, tuple[int, bytes]]) -> None:
+        """Keep the heads that peers announced: name, number of events, hash (32 bytes). All of them or none.
+
+        Raises
+        ------
+        SecaggError
+            ``FF-SECAGG-ROLLBACK``: fewer events than before, or as many but others. ``FF-SECAGG-FORM``,
+            ``FF-SECAGG-MEMORY``.
+        """
+        for name, (seq, head) in heads.items():
+            _check_form(_is_text(name), _is_word(seq), _is_digest(head), seq > 0 or (seq, head) == EMPTY)
+        with self._chain.mine():
+            news = self._known.news(heads)
+            if not news:
+                return
+            event = {"kind": _PEER, "heads": [(name, (seq, head.hex())) for name, (seq, head) in sorted(news.items())]}
+            with self._chain.written([event]):
+                self._known.peers.update(news)
+
+
+def _changes(draft: MutableMapping[_K, _V]) -> Mapping[_K, _V]:
+    """What was written to a draft's mapping: copying all of it would take time that grows with the memory."""
+    return cast("ChainMap[_K, _V]", draft).maps[0]
+
+
+def _event(transition: Transition) -> dict[str, Any]:
+    return {
+        "kind": transition.state,
+        "session": transition.session.hex(),
+        "step": transition.step,
+        "plan": transition.plan_sha256,
+        "round": transition.round,
+        "label": transition.label,
+        "mode": transition.mode,
+        "cohort": transition.cohort.hex(),
+        "digest": transition.digest.hex(),
+        "cohort_changes": transition.cohort_changes,
+    }
+
+
+def _transition(event: Mapping[str, Any]) -> Transition:
+    return Transition(
+        state=event["kind"],
+        session=bytes.fromhex(event["session"]),
+        step=event["step"],
+        plan_sha256=event["plan"],
+        round=event["round"],
+        label=event["label"],
+        mode=event["mode"],
+        cohort=bytes.fromhex(event["cohort"]),
+        digest=bytes.fromhex(event["digest"]),
+        cohort_changes=event["cohort_changes"],
+    )
+
+
+def _check_transition(to: Transition) -> None:
+    _check_form(
+        to.mode in _ORDER,
+        to.state in _ORDER[OPEN],
+        *(_is_digest(value) for value in (to.session, to.cohort, to.digest)),
+        *(_is_word(value) for value in (to.step, to.round, to.cohort_changes)),
+        *(_is_text(value) for value in (to.plan_sha256, to.label)),
+    )
+
+
+def _is_digest(value: object) -> bool:
+    return type(value) is bytes and len(value) == 32
+
+
+def _is_word(value: object) -> bool:
+    return type(value) is int and 0 <= value < _WORD
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= _LONGEST_TEXT
+
+
+def _check_form(*good: bool) -> None:
+    if not all(good):
+        _refuse("FORM", "an event that does not have its form", "32-byte digests, 64-bit numbers, texts, known states")
+
+
+def _asked(to: Transition) -> str:
+    return f"{to.label!r} of round {to.round}"
+
+
+def _refuse(code: str, got: str, expected: str) -> NoReturn:
+    raise SecaggError(
+        f"FF-SECAGG-{code}",
+        got=got,
+        expected=expected,
+        next_step="nothing left this site; ask who runs the server why it asks for this, before any new run",
+    )
