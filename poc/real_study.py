@@ -71,6 +71,8 @@ class Run:
     def plan(self) -> Plan:
         data = json.loads(schema.pretty(presets.shipped(self.job)))
         data["training"]["seed"] = self.seed
+        # Public data in one place: masks would protect nobody, and change a model's hash but not its results.
+        data["protection"] = presets.UNPROTECTED
         for penalty in data["method"].get("penalties", ()):
             penalty["strength"] = self.strength
         return parse_plan(json.dumps(data))

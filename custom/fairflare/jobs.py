@@ -19,7 +19,10 @@ from fairflare.plan import Plan, read_plan
 CONTROLLER = "fairflare.flare.controller.FairFlareController"
 AGGREGATOR = "fairflare.flare.aggregator.FlexFairAggregator"
 EXECUTOR = "fairflare.flare.executor.FairFlareExecutor"
-TASKS = ["join", "measure", "step", "train", "train_alone", "evaluate", "finish"]
+TASKS = [
+    "join", "session", "prepare", "keys", "share", "measure", "step", "train", "train_alone", "confirm", "unmask",
+    "evaluate", "finish",
+]  # fmt: skip
 
 SERVER_CONFIG: dict[str, Any] = {
     "format_version": 2,

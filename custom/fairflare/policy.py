@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hospital says in its own ``local/`` folder: :class:`DataCatalog`, the data sets that it offers.
+"""What a hospital says in its own ``local/`` folder: which data sets it offers, and on which terms.
+
+:class:`SitePolicy`, ``site_policy.json``, is its will: a policy can only tighten a plan, never loosen it. A site
+without one takes part in nothing. :class:`DataCatalog` lists its data sets.
 
 A plan names a data set, never a path; the catalogue says where that data set lies on this site's disk. A
 hospital's catalogue has the flat form (``data_sets``). NVIDIA FLARE's simulator gives every site the same
@@ -12,18 +15,22 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fairflare import schema
-from fairflare.errors import CatalogError
+from fairflare.errors import CatalogError, PolicyError
+from fairflare.plan import Plan
 from fairflare.schema import StrictModel, rule
 
 FORMAT = "fairflare/catalog/1"
 CATALOG_NAME = "data_catalog.json"
+
+POLICY_FORMAT = "fairflare/policy/1"
+POLICY_NAME = "site_policy.json"
 
 _DATA_SET = re.compile(r"[a-z][a-z0-9_]{0,63}")  # the plan's `Name`
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -161,3 +168,125 @@ def _unknown(code: str, what: str, name: str, known: Mapping[str, object]) -> Ca
         expected=f"one of {', '.join(known)}",
         next_step=f"correct the name, or add the {what} to the catalogue",
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- policy
+
+
+class SitePolicy(StrictModel):
+    """The whole of ``site_policy.json``: what a plan, and the other sites, must hold to.
+
+    Attributes
+    ----------
+    store
+        Absolute path of the folder, outside any FLARE workspace, where this site keeps what must last: what it has
+        revealed, by data set. Each site of a simulator gets a folder of its name in it.
+    protection
+        Least protection of every vector: ``masked``, or ``none`` for public data.
+    identities
+        Who must vouch for the sites' keys: ``kit`` (a start-up kit), or ``development`` (nobody, for simulators).
+    peers
+        Site name -> SHA-256 (hex) of its public key, exchanged between hospitals and not through the server; ``null``:
+        whoever the project's root certificate vouches for. The site itself may be among them.
+    least_sites
+        Fewest sites of any sum that this site's numbers are in.
+    colluders
+        Sites that may collude with the server, at least.
+    weight_unit
+        Least unit to which its record count is rounded where it weighs an update.
+    cells_minimum, cells_sites
+        Fewest records of a group here, and fewest sites that have it, for sums of the group to be opened.
+    cohort_changes
+        How many other sets of sites may get the same exact statistic of a data set: the difference of two sums is the
+        sum of the sites in which they differ.
+    """
+
+    format: Literal["fairflare/policy/1"]
+    store: str
+    protection: Literal["masked", "none"]
+    identities: Literal["kit", "development"]
+    peers: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] | None
+    least_sites: Annotated[int, Field(ge=1)]
+    colluders: Annotated[int, Field(ge=0)]
+    weight_unit: Annotated[int, Field(ge=1)]
+    cells_minimum: Annotated[int, Field(ge=0)]
+    cells_sites: Annotated[int, Field(ge=1)]
+    cohort_changes: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check(self) -> SitePolicy:
+        if not Path(self.store).is_absolute():
+            raise rule("got a relative path in 'store', expected an absolute one", "write the full path, from / on")
+        for name in self.peers or ():
+            if not is_site_name(name):
+                raise rule(f"got a key that cannot stand among site names, expected keys that match {_SITE.pattern}")
+        return self
+
+    def check(self, plan: Plan) -> Iterator[str]:
+        """Whatever ``plan`` asks for and this policy does not allow, each as "field: got ..., expected ..."."""
+        masking = plan.protection.masking
+        if self.protection == "masked" and masking is None:
+            yield f"protection: got '{plan.protection.update}', expected 'masked'"
+        least = {
+            "federation.min_sites": (plan.federation.min_sites, self.least_sites),
+            "cells.minimum": (plan.cells.minimum, self.cells_minimum),
+            "cells.sites": (plan.cells.sites, self.cells_sites),
+        }
+        if masking is not None:
+            least["protection.masking.colluders"] = (masking.colluders, self.colluders)
+            least["protection.masking.weight_unit"] = (masking.weight_unit, self.weight_unit)
+        for field, (got, wanted) in least.items():
+            if got < wanted:
+                yield f"{field}: got {got}, expected at least {wanted}"
+
+    def verify(self, plan: Plan) -> None:
+        """Raise ``FF-POLICY-REFUSED`` with everything that :meth:`check` finds."""
+        found = list(self.check(plan))
+        if found:
+            raise PolicyError(
+                "FF-POLICY-REFUSED",
+                got="; ".join(found),
+                expected="a plan within this site's policy",
+                next_step="ask the researcher to change the plan, or the site's owner to change the policy",
+            )
+
+    def memory_file(self, site: str, data_set: str, workspace: Path) -> Path:
+        """Where the site remembers what it revealed of a data set; ``FF-POLICY-STORE`` if FLARE could erase it."""
+        store = Path(os.path.realpath(self.store))
+        if store.is_relative_to(os.path.realpath(workspace)):
+            raise PolicyError(
+                "FF-POLICY-STORE",
+                got="a 'store' inside FLARE's workspace, which is erased or replaced",
+                expected="a folder outside of it",
+                next_step="choose another folder in site_policy.json, and move what is in the old one",
+            )
+        return store / site / data_set / "reveals.sqlite"
+
+
+def open_policy(store: Path, *, identities: Literal["kit", "development"] = "development") -> SitePolicy:
+    """A policy for public data: no more than the plan asks for."""
+    return SitePolicy(
+        format="fairflare/policy/1", store=str(store), protection="none", identities=identities, peers=None,
+        least_sites=1, colluders=0, weight_unit=1, cells_minimum=0, cells_sites=1, cohort_changes=1_000_000,
+    )  # fmt: skip
+
+
+def standard_policy(store: Path) -> SitePolicy:
+    """A policy for patients' data: masks, start-up kits, cells of at least 11 records and three sites, one cohort."""
+    return SitePolicy(
+        format="fairflare/policy/1", store=str(store), protection="masked", identities="kit", peers=None,
+        least_sites=3, colluders=1, weight_unit=10, cells_minimum=11, cells_sites=3, cohort_changes=0,
+    )  # fmt: skip
+
+
+def read_policy(path: Path) -> SitePolicy:
+    """Read a policy from a file, or from a folder that holds one; raises :class:`PolicyError`."""
+    file = path / POLICY_NAME if path.is_dir() else path
+    return schema.read(SitePolicy, file, error=PolicyError, what="site policy")
+
+
+def write_policy(folder: Path, policy: SitePolicy) -> Path:
+    """Write ``site_policy.json`` into ``folder`` and return its path."""
+    path = folder / POLICY_NAME
+    path.write_text(schema.pretty(policy), encoding="utf-8")
+    return path

@@ -64,6 +64,17 @@ def flexfair(*penalties: Json, preset: Preset = "paper", **changes: Any) -> Json
     return {**method, **changes}
 
 
+#: The server sees sums only; one of four hospitals may drop out, and one may collude with the server. No parameter of
+#: the shipped jobs moves by more than 16 in a round.
+MASKED: Json = {
+    "update": "masked",
+    "statistics": "masked",
+    "masking": {
+        "colluders": 1, "clip": 16.0, "norm_clip": None, "weight_unit": 10, "max_stale": 2, "when_stale": "no_penalty",
+    },
+}  # fmt: skip
+#: The server sees everything: for lock step, and for studies on public data.
+UNPROTECTED: Json = {"update": "none", "statistics": "none", "masking": None}
 #: Bounds of the shipped jobs: no record counts less than nothing, or more than eight times, and outliers are cut off.
 BOUNDS: Json = {"min_weight": 0.0, "max_weight": 8.0, "utility_clip": 10.0}
 FEDAVG: Json = {"name": "fedavg"}
@@ -86,7 +97,7 @@ def _common(name: str, rounds: int, batch: int, optimizer: Json, method: Json, s
             "seed": seed,
         },
         "method": method,
-        "protection": {"update": "none", "statistics": "none"},
+        "protection": MASKED,
         "differential_privacy": None,
         "consents": [],
         "federation": {"min_sites": 3, "task_timeout_seconds": 600.0, "max_missed": 2},
@@ -162,6 +173,8 @@ def fundus(name: str, method: Json, seed: int = 0) -> Plan:
         "consents": ["pair_sums_of_three_hospitals"] if method["name"] == "flexfair" else [],
     }  # fmt: skip
     plan["evaluation"]["threshold"] = "half"
+    # Ten records more or less are a great deal here; these are public images.
+    plan["protection"] = {**MASKED, "masking": {**MASKED["masking"], "weight_unit": 1}}
     return _plan(plan)
 
 
@@ -177,12 +190,27 @@ def shapes(name: str, method: Json, seed: int = 0) -> Plan:
     return _plan({**data, "method": method})
 
 
+def feasibility(plan: Plan, name: str, *claims: Json, alpha: float = 0.05, power: float = 0.8) -> Plan:
+    """The plan of a job that counts records for ``plan``, to see whether its claims can be examined at all.
+
+    Nothing is trained, so it needs no weight file and no consent about risks; all else stays as it is.
+    """
+    data = json.loads(plan.model_dump_json())
+    data["method"] = {"name": "feasibility", "claims": list(claims), "alpha": alpha, "power": power}
+    return _plan({**data, "name": name, "start": {"kind": "seed"}, "consents": []})
+
+
 def _plan(data: Mapping[str, Any]) -> Plan:
     return parse_plan(json.dumps(data))
 
 
 def _heart_flexfair(name: str) -> Plan:
     return heart(name, flexfair(penalty("sex", "equal_opportunity", 1.0), **BOUNDS))
+
+
+def _heart_feasibility(name: str) -> Plan:
+    claims = ({"attribute": "sex", "criterion": "equal_opportunity", "gap": 0.2},)
+    return feasibility(_heart_flexfair("heart_flexfair"), name, *claims)
 
 
 def _skin_flexfair(name: str) -> Plan:
@@ -210,6 +238,7 @@ def _official(plan: Plan, batches: int) -> Plan:
     data["training"]["class_weights"] = [1.0, 1.0]
     penalties = [{**one, "strength": 2.0} for one in data["method"]["penalties"]]
     data["method"] = flexfair(*penalties, preset="official")
+    data["protection"] = UNPROTECTED
     return _plan(data)
 
 
@@ -217,6 +246,7 @@ def _official(plan: Plan, batches: int) -> Plan:
 JOBS: dict[str, Callable[[str], Plan]] = {
     "fundus_fedavg": lambda name: fundus(name, FEDAVG),
     "fundus_flexfair": _fundus_flexfair,
+    "heart_feasibility": _heart_feasibility,
     "heart_fedavg": lambda name: heart(name, FEDAVG),
     "heart_flexfair": _heart_flexfair,
     "skin_fedavg": lambda name: skin(name, FEDAVG),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An executor that misbehaves on purpose, for one test; no code of the product knows of it."""
+"""Executors that misbehave on purpose, for tests; no code of the product knows of them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from nvflare.apis.signal import Signal
 
 from fairflare.flare.executor import FairFlareExecutor
 from fairflare.flare.wire import HEAD, VECTOR
+from fairflare.secagg import site as masks
 
 PATH = "tests.federation.faulty.FaultyExecutor"
+FAILING = "tests.federation.faulty.FailingExecutor"
 #: What the exceptions of a misbehaving site say; it must not be found at the server.
 SECRET = "SECRETDIAGNOSIS"
 _UPDATE = VECTOR + "update"
@@ -64,6 +66,43 @@ class FaultyExecutor(FairFlareExecutor):
             _SPOILT[fault](head, result)
             result[HEAD] = json.dumps(head)
         return result
+
+
+class FailingExecutor(FairFlareExecutor):
+    """Fails in the tasks that ``faults`` names, and is honest otherwise.
+
+    Parameters
+    ----------
+    faults
+        Site -> "round task" -> ``raises`` (before it does anything), ``late`` (an honest answer, after the deadline)
+        or ``plain`` (honest words without their masks).
+    late
+        Seconds that ``late`` waits.
+    """
+
+    def __init__(self, faults: Mapping[str, Mapping[str, str]], late: float) -> None:
+        super().__init__()
+        self._faults = faults
+        self._late = late
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        asked = f"{json.loads(shareable[HEAD])['round']} {task_name}"
+        fault = self._faults.get(fl_ctx.get_identity_name(), {}).get(asked)
+        if fault == "raises":
+            _raise()
+        honest = masks.add_masks
+        masks.add_masks = _no_masks if fault == "plain" else honest
+        try:
+            result = super().execute(task_name, shareable, fl_ctx, abort_signal)
+        finally:
+            masks.add_masks = honest
+        if fault == "late":
+            time.sleep(self._late)
+        return result
+
+
+def _no_masks(*_: object) -> None:
+    """In place of ``add_masks``."""
 
 
 def _raise(*_: object) -> Any:

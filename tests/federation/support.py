@@ -6,10 +6,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sqlite3
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from fairflare.data.manifest import load
 from fairflare.data.synthetic import write_hospitals
-from fairflare.engine.local import Loader, run_local
+from fairflare.engine.local import Loader, answer, local_masks, run_local, software
+from fairflare.engine.masked_coordinator import coordinator_of
+from fairflare.engine.server import Coordinator, Phase, Start
+from fairflare.engine.site import Site
 from fairflare.flare.simulate import MARK, end_processes
 from fairflare.plan import Plan, parse_plan
 from fairflare.policy import DataCatalog
@@ -81,6 +86,50 @@ def loaders(plan: Plan, catalog: DataCatalog) -> dict[str, Loader]:
 def local_run(plan: Plan, catalog: DataCatalog, folder: Path) -> RunRecord:
     """The same plan on the same data in this process."""
     return run_local(plan, loaders(plan, catalog), folder)
+
+
+def replay(
+    plan: Plan,
+    catalog: DataCatalog,
+    folder: Path,
+    answering: Callable[[Site, Phase], None] = answer,
+    after: Callable[[Coordinator], None] = lambda _: None,
+) -> RunRecord:
+    """The plan in this process: ``answering`` says what becomes of each task, ``after`` sees every phase's end."""
+    sites = {
+        name: Site(name, plan, load, folder / name, None, local_masks(plan, name))
+        for name, load in loaders(plan, catalog).items()
+    }
+    coordinator = coordinator_of(plan, folder / "server", Start("session", "local", software()))
+    for phase in coordinator.phases(sorted(sites)):
+        after(coordinator)
+        for name in phase.targets:
+            answering(sites[name], phase)
+    after(coordinator)
+    return coordinator.record
+
+
+def hooked(job: Path, *, executor: str | None = None, aggregator: str | None = None, **arguments: Any) -> Path:
+    """Put a test's own executor (with ``arguments``) or aggregator in the place of a job's."""
+    config = job / "app" / "config"
+    ends = {end: config / f"config_fed_{end}.json" for end in ("client", "server")}
+    data = {end: json.loads(file.read_text(encoding="utf-8")) for end, file in ends.items()}
+    if executor is not None:
+        data["client"]["executors"][0]["executor"] = {"path": executor, "args": arguments}
+    if aggregator is not None:
+        data["server"]["components"][0]["path"] = aggregator
+    for end, file in ends.items():
+        file.write_text(json.dumps(data[end]), encoding="utf-8")
+    return job
+
+
+def remembered(store: Path, site: str, plan: Plan, kind: str = "REVEALED") -> set[tuple[int, str]]:
+    """Rounds and vectors of a plan that a site's own memory has events of this kind for."""
+    file = store / site / plan.task.data_set / "reveals.sqlite"
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        events = [json.loads(text) for (text,) in connection.execute("SELECT event FROM events ORDER BY seq")]
+    own = [event for event in events if event["kind"] == kind and event["plan"] == plan.sha256]
+    return {(event["round"], event["label"]) for event in own}
 
 
 def models(record: RunRecord) -> list[str]:

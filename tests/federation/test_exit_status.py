@@ -25,11 +25,11 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     base = tmp_path_factory.mktemp("status")
-    plan = changed(presets.shipped("heart_fedavg"), federation={"min_sites": 2, "task_timeout_seconds": 20.0})
-    catalog = make_hospitals(base / "hospitals", plan, SITES[:2], 60)
+    plan = changed(presets.shipped("heart_fedavg"), federation={"min_sites": 3, "task_timeout_seconds": 20.0})
+    catalog = make_hospitals(base / "hospitals", plan, SITES[:3], 60)
     # The sites' FLARE may not build our executor: their processes end at once.
     simulation = Simulation(
-        write_job(plan, base / "job"), base / "run", catalog, SITES[:2], allowed=[CONTROLLER, AGGREGATOR]
+        write_job(plan, base / "job"), base / "run", catalog, SITES[:3], allowed=[CONTROLLER, AGGREGATOR]
     )
     return Run(simulation, simulation.run(timeout=180))
 

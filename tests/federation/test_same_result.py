@@ -13,13 +13,26 @@ import pytest
 
 from fairflare import presets, schema
 from fairflare.engine.at_site import read_model_file
-from fairflare.engine.messages import COUNTS, EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE
+from fairflare.engine.messages import (
+    CONFIRM,
+    COUNTS,
+    EVALUATE,
+    FINISH,
+    JOIN,
+    MEASURE,
+    PREPARE,
+    SESSION,
+    STEP,
+    TRAIN,
+    TRAIN_ALONE,
+    UNMASK,
+)
 from fairflare.engine.verify import verify_run
 from fairflare.flare.simulate import Simulation, _marks
 from fairflare.jobs import write_job
 from fairflare.models import vector_sha256
 from fairflare.plan import Plan
-from fairflare.policy import write_catalog
+from fairflare.policy import open_policy, write_catalog, write_policy
 from fairflare.record import RunRecord, read_record, results_of
 from tests.federation.support import (
     PATIENT,
@@ -65,6 +78,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     workspace = base / "workspace"
     shutil.copytree(ROOT / "poc" / "workspace" / "local", workspace / "local")
     write_catalog(workspace / "local", catalog)
+    write_policy(workspace / "local", open_policy(base / "store"))
     assert simulator("jobs/heart_fedavg", workspace, SITES) == 0
     record = read_record(workspace / "server" / "simulate_job" / "fairflare")
     return Run(plan, workspace, record, local_run(plan, catalog, base / "local"))
@@ -92,6 +106,7 @@ def lock_step(tmp_path_factory: pytest.TempPathFactory) -> Run:
         presets.shipped("heart_fedavg"),
         name="heart_step",
         method=method,
+        protection=presets.UNPROTECTED,
         training={"rounds": 2, "work": {"unit": "steps", "amount": 3}},
         federation=QUICK,
     )
@@ -111,6 +126,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Run:
         attributes=[presets.SEX, presets.AGE],
         intersections=[{"name": "sex_age", "of": ["sex", "age"]}],
         consents=["open_hospital_risks"],
+        protection=presets.UNPROTECTED,
         task={"input": {**base.task.input.model_dump(mode="json"), "height": 16, "width": 24}},
         model={"name": "unet", "widths": [16, 32]},
         training={"rounds": 3},
@@ -146,6 +162,7 @@ def test_the_record_names_everybody_and_refuses_nobody(run: Run) -> None:
     for line in run.record.rounds:
         tasks = (MEASURE, STEP, TRAIN) if run.plan.method.lock_step else (MEASURE, TRAIN)
         tasks = (TRAIN_ALONE,) if run.plan.method.lagged else tasks
+        tasks = (*tasks, CONFIRM, UNMASK) if run.plan.protection.masked else tasks
         assert line.participants == dict.fromkeys(tasks, run.record.roster)
         assert line.refusals == ()
     assert run.record.final is not None
@@ -158,10 +175,13 @@ def test_the_record_names_everybody_and_refuses_nobody(run: Run) -> None:
 def test_each_site_lists_every_release_and_no_number_of_it(run: Run) -> None:
     steps = 3 if run.plan.method.lock_step else 0
     one = [TRAIN_ALONE] if run.plan.method.lagged else [MEASURE, *[STEP] * steps, TRAIN]
+    first: list[str] = []
+    if run.plan.protection.masked:
+        one, first = [*one, CONFIRM, UNMASK], [SESSION, PREPARE]
     rounds = one * run.plan.training.rounds
     for site in run.record.roster:
         listed = releases(run.workspace, site)
-        assert [line["task"] for line in listed] == [JOIN, *rounds, EVALUATE, FINISH]
+        assert [line["task"] for line in listed] == [JOIN, *first, *rounds, EVALUATE, FINISH]
         for line in listed:
             assert set(line) == {"event", "task", "round", "step", "vectors"}
             assert all(type(length) is int for length in line["vectors"].values())

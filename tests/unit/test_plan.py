@@ -420,7 +420,8 @@ def test_no_field_of_a_plan_has_a_default():
 
 
 def test_every_method_can_be_named_in_a_plan():
-    names = {"fedavg": presets.FEDAVG, "flexfair": METHOD}
+    counts = {"name": "feasibility", "claims": [], "alpha": 0.05, "power": 0.8}
+    names = {"fedavg": presets.FEDAVG, "flexfair": METHOD, "feasibility": counts}
     assert set(names) == set(METHODS)
     for name, method in names.items():
         assert parse_plan(setting("method", method)).method.name == name

@@ -12,7 +12,21 @@ import typer
 from rich.console import Console
 
 from fairflare import __version__
-from fairflare.cli import data, demo, evaluate, jobs, plan, predict, pretrain, report, run, worth
+from fairflare.cli import (
+    data,
+    demo,
+    evaluate,
+    feasibility,
+    jobs,
+    plan,
+    policy,
+    predict,
+    pretrain,
+    report,
+    run,
+    secagg,
+    worth,
+)
 from fairflare.cli.files import file_error
 from fairflare.errors import FairFlareError
 
@@ -28,6 +42,10 @@ app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(run.app, name="run")
+app.add_typer(secagg.app, name="secagg")
+app.add_typer(policy.app, name="policy")
+plan.app.command(name="feasibility")(feasibility.plan_feasibility)
+app.command(name="feasibility")(feasibility.feasibility)
 app.command(name="report")(report.report)
 app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)

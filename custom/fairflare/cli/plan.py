@@ -124,6 +124,12 @@ def summary(plan: Plan) -> list[str]:
         f"{penalty.form} form, {penalty.reduction}, strength {penalty.strength:g}"
         for penalty in getattr(plan.method, "penalties", ())
     ]
+    if plan.method.counts_only:
+        lines.append("  records are counted, and nothing is trained")
+    lines += [
+        f"  claim: a gap of {claim.gap:g} in {claim.criterion} by {claim.attribute}"
+        for claim in getattr(plan.method, "claims", ())
+    ]
     lines += [
         *(f"consent of the hospitals: {consent.replace('_', ' ')}" for consent in plan.consents),
         f"protection: update {plan.protection.update}, statistics {plan.protection.statistics}",

@@ -57,6 +57,9 @@ class Watcher:
         elif kind == "refused":
             text = f"  {event['site']} gave no usable answer to {event['task']}: {event['code']}"
             self._console.print(text, markup=False, highlight=False)
+        elif kind == "lost":
+            text = f"  round {event['round'] + 1:>3}/{self._rounds} gave no model: {event['code']}; the next one goes on"
+            self._console.print(text, markup=False, highlight=False)
         elif kind == "round":
             self._round(event)
         elif kind == "end" and event["status"] != "complete":
@@ -86,7 +89,7 @@ def round_lines(event: dict[str, Any], left: str) -> list[str]:
     parts = [
         f"  round {event['round'] + 1:>3}/{event['rounds']}",
         f"{len(list(event['sites'].values())[-1])} sites",
-        f"loss {event['loss']:.3f}",
+        "loss not opened" if event["loss"] is None else f"loss {event['loss']:.3f}",
         f"validation {name} {'n/a' if quality is None else f'{quality:.3f}'}",
         f"{sum(event['seconds'].values()):.1f} s",
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fairflare.cli.files import MADE, verify_writable
+from fairflare.errors import RunError
 from fairflare.record import find_record, read_record
 
 if TYPE_CHECKING:
@@ -97,10 +98,17 @@ def _runs(runs: list[Path], split: SplitName, *, unfinished: bool) -> list[Repor
     used: dict[str, int] = {}
     for file in files:
         record = read_record(file)
+        if record.plan.method.counts_only:
+            raise RunError(
+                "FF-RUN-ONLY-COUNTED",
+                got="a feasibility job, which has no results",
+                expected="runs that trained a model",
+                next_step="read it with 'fairflare feasibility'",
+            )
         plan = record.plan.name
         used[plan] = used.get(plan, 0) + 1
         name = plan if used[plan] == 1 else f"{plan} #{used[plan]}"
-        if record.final is None and unfinished:
+        if (record.final is None or not record.final.test) and unfinished:
             result.append(ReportedRun(name, record, None))
         else:
             part: Literal["validation", "test"] = "test" if split is SplitName.test else "validation"

@@ -15,6 +15,7 @@ from fairflare.cli.files import MADE
 from fairflare.errors import RunError, WeightsError
 from fairflare.plan import Plan, read_plan
 from fairflare.policy import CATALOG_NAME, DataCatalog, read_catalog
+from fairflare.record import RunRecord
 
 app = typer.Typer(help="Run a job, verify a run, go on with one that stopped.", no_args_is_help=True)
 console = Console()
@@ -70,7 +71,13 @@ def simulated(
     with Watcher(console, plan.name) as watcher:
         simulation.run(watcher)
     record = verify_run(simulation.workspace)
-    console.print(f"{plan.name}: complete and consistent; final model {record.rounds[-1].model_sha256[:16]}")
+    console.print(_outcome(record), markup=False)
+
+
+def _outcome(record: RunRecord) -> str:
+    if record.plan.method.counts_only:
+        return f"{record.plan.name}: complete and consistent; read it with 'fairflare feasibility'"
+    return f"{record.plan.name}: complete and consistent; final model {record.rounds[-1].model_sha256[:16]}"
 
 
 @app.command()
@@ -92,7 +99,7 @@ def local(job: Job, catalog: Catalog = None, out: Out = None, records: Records =
         run_local(plan, loaders, folder, weights=weights, watch=lambda _: watcher(folder / PROGRESS_NAME))
         watcher(folder / PROGRESS_NAME)
     record = verify_run(folder, weights)
-    console.print(f"{plan.name}: complete and consistent; final model {record.rounds[-1].model_sha256[:16]}")
+    console.print(_outcome(record), markup=False)
 
 
 @app.command()

@@ -78,12 +78,16 @@ class Records:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SiteData:
-    """What a site works with; ``opted_out`` counts the records that its opt-out file takes away."""
+    """What a site works with; ``opted_out`` counts the records that its opt-out file takes away.
+
+    ``elsewhere``: records in no split of the plan, where these are counted rather than refused.
+    """
 
     training: Records
     validation: Records
     test: Records
     opted_out: int
+    elsewhere: Records | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -141,6 +145,33 @@ def load(plan: Plan, entry: Entry) -> SiteData:
         for (inputs, masks), at in zip(loaded, places, strict=True)
     )
     return SiteData(training, validation, test, manifest.opted_out)
+
+
+def load_counted(plan: Plan, entry: Entry) -> SiteData:
+    """Read the manifest only, for records that are counted and not used: no image or mask is opened.
+
+    ``inputs`` have no columns. Labels and groups may be :data:`UNKNOWN`: such words are counted, not refused. Records
+    of which the split is unknown are ``elsewhere``.
+
+    Raises
+    ------
+    DataError
+        ``FF-DATA-*`` for rows without a name of their own: nobody could tell whether they opted out.
+    """
+    manifest = read_manifest(plan, entry)
+    for defect in row_defects(plan, manifest):
+        if defect.code in _NAMELESS:
+            raise defect
+    parts = []
+    for split in (*range(len(SPLITS)), UNKNOWN):
+        at = np.flatnonzero(manifest.splits == split)
+        groups = {name: group[at] for name, group in manifest.groups.items()}
+        parts.append(Records(np.zeros((at.size, 0), dtype=np.float32), manifest.labels[at], groups))
+    training, validation, test, elsewhere = parts
+    return SiteData(training, validation, test, manifest.opted_out, elsewhere)
+
+
+_NAMELESS = ("FF-DATA-NO-ID", "FF-DATA-ID-TEXT", "FF-DATA-DUPLICATE-ID")
 
 
 def needed_columns(plan: Plan) -> tuple[str, ...]:

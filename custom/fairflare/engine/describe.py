@@ -13,7 +13,7 @@ from fairflare.errors import RunError
 from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
 from fairflare.methods.base import NamedState
 from fairflare.plan import Plan
-from fairflare.record import Collapse, PenaltyRecord, RoundRecord, RunRecord, Session
+from fairflare.record import Collapse, LostRound, PenaltyRecord, RoundRecord, RunRecord, Session
 
 if TYPE_CHECKING:
     from fairflare.engine.server import Start
@@ -24,9 +24,11 @@ def now() -> str:
     return datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
 
 
-def notices(plan: Plan) -> tuple[str, ...]:
-    """What a reader of the record must know about what was not protected."""
+def notices(plan: Plan, identities: str | None) -> tuple[str, ...]:
+    """What a reader of the record must know about what was not protected; ``identities`` of the newest session."""
     result = []
+    if identities == "development":
+        result.append("unauthenticated identities: nobody vouched for the sites' keys; for simulations only")
     if plan.protection.update == "none":
         result.append("protection.update is none: the server saw every site's model update")
     if plan.protection.statistics == "none":
@@ -41,26 +43,33 @@ def notices(plan: Plan) -> tuple[str, ...]:
 def first_record(plan: Plan, start: Start, initial_sha256: str) -> RunRecord:
     """The record at the start of a session: a new one, or an earlier one that goes on."""
     transport, software = start.transport, dict(start.software)
+    identities = start.identities if plan.protection.masked else None
     if start.earlier is None:
         session = Session(
             number=1, transport=transport, started=now(), first_round=0, previous_record_sha256=None,
-            roster=(), join_refusals=(), records={},
+            roster=(), join_refusals=(), records={}, identities=identities, transcript=None,
         )  # fmt: skip
         return RunRecord(
-            format="fairflare/record/1", plan=plan, plan_sha256=plan.sha256, software=software, notices=notices(plan),
-            sessions=(session,), status="running", reason=None, ended=None, initial_model_sha256=initial_sha256,
-            rounds=(), final=None,
+            format="fairflare/record/2", plan=plan, plan_sha256=plan.sha256, software=software,
+            notices=notices(plan, identities), sessions=(session,), status="running", reason=None, ended=None,
+            initial_model_sha256=initial_sha256, rounds=(), lost_rounds=(), begun=0, final=None,
         )  # fmt: skip
     earlier, _, sha256 = start.earlier
     verify_resumable(earlier, plan)
+    lost = tuple(
+        LostRound(round=number, code="FF-RUN-INTERRUPTED", participants={}, refusals=())
+        for number in range(earlier.next_round, earlier.begun if plan.protection.masked else 0)
+    )
     session = Session(
         number=len(earlier.sessions) + 1, transport=transport, started=now(),
-        first_round=len(earlier.rounds), previous_record_sha256=sha256, roster=(), join_refusals=(), records={},
+        first_round=earlier.next_round + len(lost), previous_record_sha256=sha256, roster=(), join_refusals=(),
+        records={}, identities=identities, transcript=None,
     )  # fmt: skip
     return earlier.model_copy(
         update={
-            "sessions": (*earlier.sessions, session), "software": software, "notices": notices(plan),
-            "status": "running", "reason": None, "ended": None, "final": None,
+            "sessions": (*earlier.sessions, session), "software": software,
+            "notices": notices(plan, identities), "status": "running", "reason": None, "ended": None, "final": None,
+            "lost_rounds": (*earlier.lost_rounds, *lost),
         }
     )  # fmt: skip
 
@@ -80,6 +89,13 @@ def verify_resumable(earlier: RunRecord, plan: Plan) -> None:
             got="a run that is complete",
             expected="a run that stopped early",
             next_step="read it with 'fairflare report'; start a new run for another result",
+        )
+    if plan.protection.masked and earlier.begun > plan.training.rounds:
+        raise RunError(
+            "FF-RUN-SPENT",
+            got="a run that broke off in its final evaluation",
+            expected="an evaluation that was not yet asked for: with masks every site answers each question once",
+            next_step="take the model as it is and evaluate it at each site with 'fairflare evaluate'",
         )
 
 
@@ -145,6 +161,6 @@ def progress_facts(plan: Plan, line: RoundRecord) -> dict[str, object]:
         "penalties": [penalty.model_dump(mode="json") for penalty in line.penalties],
         "validation": [group.model_dump(mode="json") for group in line.validation],
         "seconds": line.seconds.model_dump(),
-        "at_bound": line.at_minimum + line.at_maximum,
+        "at_bound": (line.at_minimum or 0.0) + (line.at_maximum or 0.0),
         "collapse": line.collapse,
     }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import platform
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,11 +14,15 @@ import torch
 import fairflare
 from fairflare.data.manifest import SiteData
 from fairflare.engine.failures import note_failure
+from fairflare.engine.masked_site import Masks
 from fairflare.engine.messages import Message, Reply
+from fairflare.engine.roles import coordinator_of, site_of
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.site import Site
 from fairflare.plan import Plan
+from fairflare.privacy.reveals import RevealMemory
 from fairflare.record import RunRecord
+from fairflare.secagg.identity import DEVELOPMENT, Identity, Trust, development_identity
 
 Loader = Callable[[], SiteData]
 #: Puts the sites that a message goes to in the order in which their replies arrive.
@@ -60,8 +65,11 @@ def run_local(
     RunRecord
         Also when the run stopped early: look at its ``status``.
     """
-    sites = {name: Site(name, plan, load, folder / "sites" / name, weights) for name, load in loaders.items()}
-    coordinator = Coordinator(plan, folder, Start(secrets.token_hex(16), "local", software(), weights=weights))
+    sites = {
+        name: site_of(name, plan, load, folder / "sites" / name, weights, local_masks(plan, name))
+        for name, load in loaders.items()
+    }
+    coordinator = coordinator_of(plan, folder, Start(secrets.token_hex(16), "local", software(), weights=weights))
     for phase in coordinator.phases(sorted(sites)):
         for name in order(phase.message, phase.targets):
             answer(sites[name], phase)
@@ -69,12 +77,27 @@ def run_local(
     return coordinator.record
 
 
+def local_masks(plan: Plan, name: str) -> Masks | None:
+    """Masks of a site that this process plays: nobody vouches for it, and it remembers nothing afterwards."""
+    if not plan.protection.masked:
+        return None
+    return Masks(_identity(name), Trust(DEVELOPMENT, None, {}), RevealMemory.volatile())
+
+
+@cache
+def _identity(name: str) -> Identity:
+    # Making an RSA key takes a tenth of a second, and a study plays the same sites again and again.
+    return development_identity(name)
+
+
 def answer(site: Site, phase: Phase) -> None:
     """Let one site answer a phase; a refusal, on either side, is noted by its code."""
     try:
         release = site.handle(phase.message)
         release.verify_sealed()
-        reply = Reply(release.task, release.round, release.step, phase.message.session, release.payloads)
+        reply = Reply(
+            release.task, release.round, release.step, phase.message.session, release.payloads, release.protocol
+        )  # fmt: skip
         phase.collector.accept(site.name, reply)
     except Exception as problem:  # as in FLARE's executor: one site's failure is noted, the others go on
         phase.collector.refuse(site.name, note_failure(site.folder, phase.message.task, problem))

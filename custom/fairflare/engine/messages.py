@@ -3,7 +3,9 @@
 
 Down: a :class:`Message`. Up: a :class:`~fairflare.privacy.gate.Release` (at the server, once off the wire, a
 :class:`Reply`). One round is ``measure``, then ``train``; in lock step ``measure``, ``step`` ..., ``train``; a round
-without statistics of its own is ``train_alone``.
+without statistics of its own is ``train_alone``. With masks a run begins with ``session`` and ``prepare`` after
+``join``, a round ends with ``confirm`` and ``unmask``, and ``keys`` and ``share`` come first where a site lacks keys.
+A job that only counts ends after one ``measure``.
 """
 
 from __future__ import annotations
@@ -13,18 +15,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fairflare.engine.cells import CellRule
+from fairflare.engine.vocabulary import Vocabulary
 from fairflare.fairness.groups import evaluation_length, measure_length
 from fairflare.methods import METHODS, Method
 from fairflare.plan import Plan
-from fairflare.secagg.plain import PlainSite, PlainStatisticsSum, PlainUpdateSum
-from fairflare.secagg.protection import Payload, SecureSum, SiteProtection, VectorSpec
+from fairflare.secagg.protection import Payload, VectorSpec
 
 JOIN, MEASURE, STEP, TRAIN, EVALUATE, FINISH = "join", "measure", "step", "train", "evaluate", "finish"
 TRAIN_ALONE = "train_alone"
-TASKS = (JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE, EVALUATE, FINISH)
+SESSION, PREPARE, KEYS, SHARE, CONFIRM, UNMASK = "session", "prepare", "keys", "share", "confirm", "unmask"
+TASKS = (JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE, EVALUATE, FINISH, SESSION, PREPARE, KEYS, SHARE, CONFIRM, UNMASK)
 
-#: Entries of the ``counts`` vector of ``join``.
+#: Tasks that only masks need.
+PROTECT = (SESSION, PREPARE, KEYS, SHARE, CONFIRM, UNMASK)
+
+#: Entries of the ``counts`` vector of ``join``; with masks ``prepare`` has it, and one entry more: the site's records
+#: for training, rounded to the plan's unit, which weigh its update.
 COUNTS = ("training", "validation", "test", "opted_out")
+#: The vector of a job that only counts (``engine.vocabulary``).
+VOCABULARY = "vocabulary"
 #: Entries of a ``predictions`` vector for each label but the background: images, images in which no pixel is predicted
 #: to have it, and images in which all are.
 PREDICTIONS = ("images", "none", "all")
@@ -45,9 +55,13 @@ class Message:
         Which start of which plan this belongs to.
     vectors
         ``model`` (float32, (P,)) for ``measure`` and ``evaluate``; ``totals`` (float64) for ``train`` and ``step``;
-        both for ``train_alone``; ``best`` (float32, (P,)) and ``record`` (uint8, its JSON) for ``finish``.
+        both for ``train_alone``; ``best`` (float32, (P,)) and ``record`` (uint8, its JSON) for ``finish``. With masks
+        no totals travel: each site adds them up from what all sites signed.
     numbers
-        ``records`` and ``sites`` behind the totals; ``model_sha256`` goes in ``text``.
+        ``records`` and ``sites`` behind the totals; ``model_sha256`` goes in ``text``, with masks also ``totals``:
+        whether any act.
+    protocol
+        Messages of masked aggregation (``secagg.envelope``), or nothing.
     """
 
     task: str
@@ -58,6 +72,7 @@ class Message:
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     text: Mapping[str, str] = field(default_factory=dict)
+    protocol: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,7 @@ class Reply:
     step: int
     session: str
     payloads: Mapping[str, Payload]
+    protocol: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -88,30 +104,19 @@ class Layout:
     def inputs(self, task: str) -> dict[str, tuple[str, int]]:
         """Type and length of each vector that a task brings to a site; length 0 stands for any."""
         specs = self.vectors
+        if self.plan.method.counts_only:  # which cells may be opened; with masks each site adds that up itself
+            bits = {"totals": ("float64", specs["cells"].length)}
+            return bits if task == MEASURE and not self.plan.protection.masked else {}
         model = {"model": ("float32", specs["update"].length)}
         totals = {"totals": ("float64", specs["risk_sums"].length if "risk_sums" in specs else 0)}
+        if self.plan.protection.masked:
+            totals = {}
         last = {"best": model["model"], "record": ("uint8", 0)}
         inputs = {
             MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals, TRAIN_ALONE: {**model, **totals},
             FINISH: last,
         }  # fmt: skip
         return inputs.get(task, {})
-
-    def protections(self) -> dict[str, SiteProtection]:
-        """The site's half for each label; ``KeyError`` for a protection that this version does not have."""
-        kinds = {"none": PlainSite}
-        return {label: kinds[self._protection(spec)]() for label, spec in self.vectors.items()}
-
-    def secure_sum(self, label: str, weight_unit: float) -> SecureSum:
-        """A fresh accumulator for the server's half; ``KeyError`` as above."""
-        spec = self.vectors[label]
-        if spec.dtype == "float32":
-            return {"none": PlainUpdateSum}[self._protection(spec)](spec, weight_unit)
-        return {"none": PlainStatisticsSum}[self._protection(spec)](spec)
-
-    def _protection(self, spec: VectorSpec) -> str:
-        chosen = self.plan.protection
-        return chosen.update if spec.dtype == "float32" else chosen.statistics
 
 
 def layout_of(plan: Plan, parameters: int) -> Layout:
@@ -121,11 +126,15 @@ def layout_of(plan: Plan, parameters: int) -> Layout:
     risk = sum(measure_length(measure, sizes) for measure in method.measures())
     scores = evaluation_length(sizes, plan.evaluation.score_bins, plan.task.strata)
     maps = plan.task.outputs * len(PREDICTIONS) if plan.task.kind == "segmentation" else 0
+    masked = plan.protection.masked
+    if plan.method.counts_only:
+        return Layout(plan, method, sizes, _counting(plan))
 
     def specs(*vectors: tuple[str, str, int]) -> dict[str, VectorSpec]:
         return {label: VectorSpec(label, dtype, length) for label, dtype, length in vectors if length}
 
-    present = ("present_records", "float64", 1)
+    # With masks statistics are of all sites of the session or of nobody, so who is behind them is known.
+    present = ("present_records", "float64", 0 if masked else 1)
     validation = [("validation_sums", "float64", scores), ("validation_predictions", "float64", maps)]
     trained = [("update", "float32", parameters), ("training_sums", "float64", len(TRAINING_SUMS))]
     tasks = {
@@ -142,4 +151,19 @@ def layout_of(plan: Plan, parameters: int) -> Layout:
         del tasks[MEASURE], tasks[TRAIN]
     elif plan.method.measured_every > 1:
         tasks[TRAIN_ALONE] = specs(*trained, *validation)
+    if masked:
+        cells = ("cells", "float64", CellRule(plan, method.measures()).length)
+        tasks[PREPARE] = specs(("counts", "float64", len(COUNTS) + 1), cells)
+        tasks.update({task: specs() for task in (JOIN, SESSION, KEYS, SHARE, CONFIRM, UNMASK)})
     return Layout(plan, method, sizes, tasks)
+
+
+def _counting(plan: Plan) -> dict[str, dict[str, VectorSpec]]:
+    """Tasks of a job that only counts."""
+    vocabulary, masked = Vocabulary(plan), plan.protection.masked
+    lengths = {"counts": len(COUNTS) + masked, "cells": vocabulary.bits}
+    first = {label: VectorSpec(label, "float64", length) for label, length in lengths.items()}
+    last = {VOCABULARY: VectorSpec(VOCABULARY, "float64", vocabulary.length)}
+    if masked:
+        return {JOIN: {}, SESSION: {}, PREPARE: first, MEASURE: last}
+    return {JOIN: first, MEASURE: last}

@@ -17,13 +17,14 @@ import numpy as np
 
 from fairflare import schema
 from fairflare.engine import describe
-from fairflare.engine.collector import Collector
+from fairflare.engine.collector import Collector, PlainSums, Sums
 from fairflare.engine.messages import (
     COUNTS,
     EVALUATE,
     FINISH,
     JOIN,
     MEASURE,
+    PROTECT,
     STEP,
     TRAIN,
     TRAIN_ALONE,
@@ -32,13 +33,13 @@ from fairflare.engine.messages import (
     Message,
     layout_of,
 )
+from fairflare.engine.rounds import is_measured, kept_totals
 from fairflare.engine.store import Store
-from fairflare.errors import RoundError
-from fairflare.fairness.groups import HOSPITAL, EvaluationSums, Floats, pack, unpack
+from fairflare.errors import RoundError, SecaggError
+from fairflare.fairness.groups import EvaluationSums, Floats, pack, unpack
 from fairflare.models import initial_vector, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import Plan
-from fairflare.plan.rules import fewest_hospitals
 from fairflare.record import (
     Final,
     Reason,
@@ -46,7 +47,6 @@ from fairflare.record import (
     RoundRecord,
     RunRecord,
     Seconds,
-    Session,
     best_model,
     cells_from_sums,
     changed,
@@ -54,7 +54,6 @@ from fairflare.record import (
     results_of,
 )
 from fairflare.secagg.protection import Opened
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -84,6 +83,8 @@ class Start:
         The best model on validation data so far of the earlier start, or ``None``.
     weights
         Folder of weight files, for a plan that starts from one.
+    identities
+        For a plan with masks, who vouches for the sites: start-up kits, or nobody.
     """
 
     session: str
@@ -92,6 +93,7 @@ class Start:
     earlier: tuple[RunRecord, Vector | None, str] | None = None
     best: Vector | None = None
     weights: Path | None = None
+    identities: Literal["kit", "development"] = "development"
 
 
 class Coordinator:
@@ -136,16 +138,30 @@ class Coordinator:
     def phases(self, roster: Sequence[str]) -> Iterator[Phase]:
         """All phases of the run; afterwards ``record.status`` is ``complete`` or ``stopped``."""
         self._session(roster=tuple(sorted(roster)))
-        self.store.progress("start", plan=self.plan.name, rounds=self.plan.training.rounds, roster=sorted(roster))
+        rounds = 0 if self.plan.method.counts_only else self.plan.training.rounds
+        self.store.progress("start", plan=self.plan.name, rounds=rounds, roster=sorted(roster))
         try:
             yield from self._join()
-            for number in range(len(self.record.rounds), self.plan.training.rounds):
-                yield from self._round(number)
-            yield from self._evaluate()
-        except RoundError as problem:
+            yield from self._work()
+        except (RoundError, SecaggError) as problem:
             self.stop(problem.code, str(problem).removeprefix(f"{problem.code}: "))
             return
         self._end("complete", None)
+
+    def _work(self) -> Iterator[Phase]:
+        """What a session does once its sites have joined."""
+        for number in range(self.record.next_round, self.plan.training.rounds):
+            self._begin(number)
+            yield from self._round(number)
+        self._begin(self.plan.training.rounds)
+        yield from self._evaluate()
+
+    def _begin(self, number: int) -> None:
+        """Write down that a round begins; with masks it can never be begun again."""
+        self._refusals, self._seconds = [], {}
+        if number >= self.record.begun:
+            self.record = changed(self.record, begun=number + 1)
+            self.store.save(self.record)
 
     def _session(self, **fields: object) -> None:
         *earlier, newest = self.record.sessions
@@ -170,21 +186,27 @@ class Coordinator:
         step: int = 0,
         vectors: Mapping[str, np.ndarray] | None = None,
         numbers: Mapping[str, float] | None = None,
+        text: Mapping[str, str] | None = None,
     ) -> Iterator[Phase]:
         """Yield one phase; afterwards its collector is ``self._last`` and sites without an answer are noted."""
-        text = {} if task == JOIN else {"model_sha256": self._sha256}
+        words = {**({} if task == JOIN else {"model_sha256": self._sha256}), **(text or {})}
         message = Message(
-            task, number, step, self.start.session, self.plan.sha256, vectors or {}, numbers or {}, text
+            task, number, step, self.start.session, self.plan.sha256, vectors or {}, numbers or {}, words
         )  # fmt: skip
-        unit = self._records if self.plan.training.aggregation == "records" else 1.0
-        collector = Collector(self.layout, message, targets, unit)
+        message, sums = self._addressed(message)
+        collector = Collector(sums, message, targets)
         self.store.progress("phase", task=task, round=number, step=step, sites=list(targets))
         started = time.monotonic()
         yield Phase(message, tuple(targets), self.plan.federation.task_timeout_seconds, collector)
         collector.close()
-        kind = MEASURE if task == MEASURE else TRAIN
+        kind = task if task in (MEASURE, EVALUATE) else "protect" if task in PROTECT else TRAIN
         self._seconds[kind] = self._seconds.get(kind, 0.0) + time.monotonic() - started
         self._note(collector)
+
+    def _addressed(self, message: Message) -> tuple[Message, Sums]:
+        """The message as it is sent, and what replies to it are added to."""
+        unit = self._records if self.plan.training.aggregation == "records" else 1.0
+        return message, PlainSums(self.layout, message.task, unit)
 
     def _note(self, collector: Collector) -> None:
         self._last = collector
@@ -208,7 +230,7 @@ class Coordinator:
             )
 
     def _join(self) -> Iterator[Phase]:
-        yield from self._phase(JOIN, len(self.record.rounds), self.record.roster)
+        yield from self._phase(JOIN, self.record.next_round, self.record.roster)
         joined = self._last.accepted
         self._missed = dict.fromkeys(joined, 0)
         opened = self._last.opened()["counts"]
@@ -220,7 +242,6 @@ class Coordinator:
         self.store.progress("joined", sites=list(joined), records=counts)
 
     def _round(self, number: int) -> Iterator[Phase]:
-        self._refusals, self._seconds = [], {}
         if is_measured(self.plan, self.record.sessions[-1], number):
             yield from self._measured_round(number)
         else:
@@ -260,10 +281,7 @@ class Coordinator:
     def _kept(self, totals: Floats) -> Floats:
         """Totals as sites get them: zeros for groups that too few sites report, and for risks of too few hospitals."""
         measures, sizes = self.layout.method.measures(), self.layout.sizes
-        sums = unpack(measures, totals, sizes)
-        hospitals = fewest_hospitals(self.plan)  # those with too few records are not in the sums, so fewer than asked
-        least = {measure: hospitals if measure.attribute == HOSPITAL else self.plan.cells.sites for measure in sums}
-        return pack(measures, {measure: one.keep(least[measure]) for measure, one in sums.items()})
+        return pack(measures, kept_totals(self.plan, unpack(measures, totals, sizes)))
 
     def _lock_steps(self) -> int:
         training = self.plan.training
@@ -278,8 +296,12 @@ class Coordinator:
         risk: Floats | None,
         validated: Mapping[str, Opened],
         trained: Mapping[str, Opened],
+        acted: int | None = None,
     ) -> None:
-        """Make the next model and write the round down; ``risk`` is ``None`` if nothing was measured in it."""
+        """Make the next model and write the round down; ``risk`` is ``None`` if nothing was measured in it.
+
+        With masks ``acted`` is the round whose totals acted, and statistics may be missing.
+        """
         started = time.monotonic()
         before = self.model
         self.model = self.layout.method.step(self.model, trained["update"].mean)
@@ -291,26 +313,32 @@ class Coordinator:
                 next_step="lower the learning rate or the penalty's strength in the plan",
             )
         self._sha256 = vector_sha256(self.model)
-        for site in participants[TRAIN if TRAIN in participants else TRAIN_ALONE]:
-            self._missed[site] = 0
-        sums = dict(zip(TRAINING_SUMS, trained["training_sums"].total.tolist(), strict=True))
+        *_, last = participants.values()
+        self._missed.update(dict.fromkeys(last, 0))
+        self._missed = dict(sorted(self._missed.items()))
+        sums: dict[str, float | None] = dict.fromkeys(TRAINING_SUMS)
+        if "training_sums" in trained:
+            sums.update(zip(TRAINING_SUMS, trained["training_sums"].total.tolist(), strict=True))
         seconds = Seconds(
-            measure=self._seconds.get(MEASURE, 0.0), train=self._seconds[TRAIN], aggregate=time.monotonic() - started
-        )
+            measure=self._seconds.get(MEASURE, 0.0), train=self._seconds.get(TRAIN, 0.0),
+            protect=self._seconds.get("protect", 0.0), aggregate=time.monotonic() - started,
+        )  # fmt: skip
         measures = self.layout.method.measures()
         states = [] if risk is None else self.layout.method.states(unpack(measures, risk, self.layout.sizes))
-        evaluation = self._evaluation(validated["validation_sums"])
+        known = "validation_sums" in validated
+        evaluation = self._evaluation(validated["validation_sums"]) if known else None
         line = RoundRecord(
             round=number, participants=dict(participants), refusals=tuple(self._refusals),
-            records=sums["records"], train_loss=sums["loss"] / max(sums["seen"], 1.0),
-            weighed=sums["weighed"], at_minimum=sums["at_minimum"], at_maximum=sums["at_maximum"],
+            records=sums["records"], train_loss=_mean(sums["loss"], sums["seen"]),
+            weighed=sums["weighed"], at_minimum=sums["at_minimum"], at_maximum=sums["at_maximum"], totals=acted,
             penalties=tuple(describe.penalty_record(state) for state in states),
-            validation=group_lines(self.plan, evaluation),
-            collapse=describe.collapse(self.plan, evaluation, _total(validated, "validation_predictions")),
+            validation=() if evaluation is None else group_lines(self.plan, evaluation),
+            collapse=None if evaluation is None
+            else describe.collapse(self.plan, evaluation, _total(validated, "validation_predictions")),
             seconds=seconds, model_sha256=self._sha256,
         )  # fmt: skip
         self.record = changed(self.record, rounds=(*self.record.rounds, line))
-        if best_model(self.record)[0] == number:
+        if best_model(self.record)[0] == len(self.record.rounds) - 1:
             self._best = before
         self.store.save(self.record, self.model, best=self._best)
         self.store.progress("round", **describe.progress_facts(self.plan, line))
@@ -320,25 +348,21 @@ class Coordinator:
         return EvaluationSums.from_vector(opened.total, self.layout.sizes, bins, strata).keep(self.plan.cells.sites)
 
     def _evaluate(self) -> Iterator[Phase]:
-        self._refusals = []
         number = self.plan.training.rounds
         yield from self._phase(EVALUATE, number, self.active, vectors={"model": self.model})
         opened, participants = self._last.opened(), self._last.accepted
-        validation, test = (self._evaluation(opened[f"{split}_sums"]) for split in ("validation", "test"))
         final = Final(
             model_sha256=self._sha256,
             best_model_sha256=self._sha256,
-            best_rounds=number,
+            best_rounds=len(self.record.rounds),
             participants=participants,
             refusals=tuple(self._refusals),
-            validation=cells_from_sums(self.plan, validation),
-            test=cells_from_sums(self.plan, test),
-            validation_collapse=describe.collapse(self.plan, validation, _total(opened, "validation_predictions")),
-            test_collapse=describe.collapse(self.plan, test, _total(opened, "test_predictions")),
-            confirmed=(),
-        )
+            validation=(), test=(), validation_collapse=None, test_collapse=None, confirmed=(),
+        )  # fmt: skip
+        if "test_sums" in opened and "validation_sums" in opened:
+            final = final.model_copy(update=self._results(opened))
         rounds, sha256 = best_model(changed(self.record, final=final))
-        if rounds == number:
+        if rounds == len(self.record.rounds):
             self._best = self.model
         final = final.model_copy(update={"best_model_sha256": sha256, "best_rounds": rounds})
         self.record = changed(self.record, final=final)
@@ -350,15 +374,23 @@ class Coordinator:
             self.record, final=final.model_copy(update={"confirmed": self._last.accepted, "refusals": refusals})
         )
 
-
-def is_measured(plan: Plan, session: Session, number: int) -> bool:
-    """Whether a round begins with an exchange of statistics; a session's first one does, unless they always lag."""
-    method = plan.method
-    return not method.lagged and (number - session.first_round) % method.measured_every == 0
+    def _results(self, opened: Mapping[str, Opened]) -> dict[str, object]:
+        """Fields of the final results that follow from sums over sites."""
+        validation, test = (self._evaluation(opened[f"{split}_sums"]) for split in ("validation", "test"))
+        return {
+            "validation": cells_from_sums(self.plan, validation),
+            "test": cells_from_sums(self.plan, test),
+            "validation_collapse": describe.collapse(self.plan, validation, _total(opened, "validation_predictions")),
+            "test_collapse": describe.collapse(self.plan, test, _total(opened, "test_predictions")),
+        }
 
 
 def _total(opened: Mapping[str, Opened], label: str) -> Floats:
     return opened[label].total if label in opened else np.zeros(0)
+
+
+def _mean(total: float | None, count: float | None) -> float | None:
+    return None if total is None or count is None else total / max(count, 1.0)
 
 
 def _cohort_numbers(opened: Mapping[str, Opened], cohort: Sequence[str]) -> dict[str, float]:

@@ -4,37 +4,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fairflare.data.manifest import Records, SiteData
+from fairflare.engine.incoming import refused, verify_message
+from fairflare.engine.masked_site import Masks, masked_site
 from fairflare.engine.messages import (
+    CONFIRM,
     EVALUATE,
     FINISH,
     JOIN,
+    KEYS,
     MEASURE,
+    PREPARE,
+    SESSION,
+    SHARE,
     STEP,
     TRAIN,
     TRAIN_ALONE,
+    UNMASK,
     Layout,
     Message,
     layout_of,
 )
 from fairflare.engine.objective import Scores
 from fairflare.engine.results import keep_models, received_record
+from fairflare.engine.rounds import kept_totals
+from fairflare.engine.site_round import SiteRound, training_sums
 from fairflare.engine.training import Trainer
-from fairflare.errors import DataError, RoundError
+from fairflare.errors import DataError
 from fairflare.fairness.groups import (
     HOSPITAL,
     CellSums,
     EvaluationSums,
-    Floats,
     HospitalSums,
-    Integers,
     Measure,
     Sums,
     exchanged,
@@ -45,24 +52,11 @@ from fairflare.methods import SampleTerms
 from fairflare.models import build, initial_vector, parameter_count, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import FileStart, Plan
-from fairflare.privacy.gate import Release, ReleaseGate, ReleaseLog, Weighted
+from fairflare.privacy.gate import Release, ReleaseGate, ReleaseLog
+from fairflare.secagg.plain import PlainSite
+from fairflare.secagg.protection import Weighted
 
 RELEASES = "releases.jsonl"
-
-
-@dataclass
-class _Round:
-    """What a site remembers while a round is under way."""
-
-    number: int
-    model: Vector
-    model_sha256: str
-    own: Mapping[Measure, Sums]
-    batches: Iterator[Integers]
-    step: int = 0
-    batch: Integers | None = None
-    losses: list[tuple[float, int]] = field(default_factory=list)
-    terms: list[SampleTerms] = field(default_factory=list)
 
 
 class Site:
@@ -80,12 +74,20 @@ class Site:
         Where the site keeps its own list of releases, and in the end the models. Nothing in it is ever sent.
     weights
         Folder of weight files, for a plan that starts from one.
+    masks
+        For a plan whose vectors are masked; it is refused without.
 
     ``stop`` is asked between batches; once it answers True, training is given up by an exception.
     """
 
     def __init__(
-        self, name: str, plan: Plan, load: Callable[[], SiteData], folder: Path, weights: Path | None = None
+        self,
+        name: str,
+        plan: Plan,
+        load: Callable[[], SiteData],
+        folder: Path,
+        weights: Path | None = None,
+        masks: Masks | None = None,
     ) -> None:
         # One thread makes the sums of a convolution independent of the machine's number of cores.
         torch.set_num_threads(1)
@@ -96,11 +98,13 @@ class Site:
         self._weights = weights
         self.layout: Layout = layout_of(plan, parameter_count(build(plan)))
         self._log = ReleaseLog(folder / RELEASES)
-        self._gate = ReleaseGate(self.layout.tasks, self.layout.protections(), self._log)
+        self._masked = masked_site(name, self.layout, masks)
+        self._gate = ReleaseGate(self.layout.tasks, self._masked or PlainSite(), self._log)
         self._data: SiteData | None = None
         self._trainer: Trainer | None = None
-        self._round: _Round | None = None
+        self._round: SiteRound | None = None
         self._own: Mapping[Measure, Sums] = {}
+        self._owns: dict[int, Mapping[Measure, Sums]] = {}
         self._evaluated: Vector | None = None
         self._session = ""
         self._measured = self._own_round = -1
@@ -112,51 +116,25 @@ class Site:
         tasks: dict[str, Callable[[Message], Mapping[str, Weighted]]] = {
             JOIN: self._join, MEASURE: self._measure, STEP: self._step,
             TRAIN: self._train, TRAIN_ALONE: self._train_alone, EVALUATE: self._evaluate, FINISH: self._finish,
+            PREPARE: self._prepare,
+            **dict.fromkeys((SESSION, KEYS, SHARE, CONFIRM, UNMASK), lambda _: {}),
         }  # fmt: skip
         started = time.monotonic()
+        if self._masked is not None:
+            self._masked.receive(message)
         vectors = tasks[message.task](message)
         self._log.append(
             {"event": "work", "task": message.task, "round": message.round, "seconds": time.monotonic() - started}
         )
-        return self._gate.release(message.task, message.round, message.step, vectors)
+        withheld = () if self._masked is None else self._masked.withheld(message.task)
+        return self._gate.release(message.task, message.round, message.step, vectors, withheld)
 
     def _verify(self, message: Message) -> None:
-        if message.plan_sha256 != self.plan.sha256:
-            raise _refused("PLAN", "a task of another plan", "the plan that this site joined with")
-        if message.task not in self.layout.tasks:
-            raise _refused("TASK", "an unknown task", f"one of {', '.join(self.layout.tasks)}")
-        if message.task != JOIN and self._data is None:
-            raise _refused("NOT-JOINED", f"task {message.task} before join", "join first, also after a restart")
-        if message.task != JOIN and message.session != self._session:
-            raise _refused("SESSION", "a task of another session", "the session that this site joined")
-        rounds = self.plan.training.rounds
-        able = range(rounds, rounds + 1) if message.task in (EVALUATE, FINISH) else range(rounds)
-        if message.task != JOIN and message.round not in able:
-            raise _refused("ROUND", f"{message.task} in round {message.round}", f"rounds below {rounds}, then the end")
-        expected = self.layout.inputs(message.task)
-        if set(message.vectors) != set(expected):
-            raise _refused("INPUT", f"inputs {sorted(message.vectors)}", f"inputs {sorted(expected)}")
-        for label, (dtype, length) in expected.items():
-            values = message.vectors[label]
-            right = values.dtype == np.dtype(dtype) and values.ndim == 1 and values.size == (length or values.size)
-            if not right or not np.isfinite(values).all():
-                what = f"{length} finite numbers" if length else "numbers"
-                raise _refused("INPUT", f"an unusable '{label}'", f"{what} of type {dtype}")
-        if message.task in (TRAIN, STEP, TRAIN_ALONE):
-            self._verify_numbers(message.numbers, own=message.task != TRAIN_ALONE)
-
-    def _verify_numbers(self, numbers: Mapping[str, float], *, own: bool) -> None:
-        """A share p_s above 1, or of nobody, would multiply this site's penalty: no total is below the site's own.
-
-        The last totals may come from rounds that this site missed; then its share is held to 1.
-        """
-        least = len(self._data.training) if own and self._data is not None else 1
-        records, sites = numbers.get("records", 0.0), numbers.get("sites", 0.0)
-        if set(numbers) != {"records", "sites"} or not (least <= records < float("inf") and 1 <= sites < float("inf")):
-            raise _refused("INPUT", "unusable totals of records and sites", "finite totals that include this site")
+        joined = None if self._data is None else (self._session, len(self._data.training))
+        verify_message(message, self.layout, joined)
 
     def _join(self, message: Message) -> dict[str, Weighted]:
-        data = self._load()
+        data = self._load() if self._data is None else self._data
         batch = self.plan.training.batch
         if len(data.training) == 0:
             raise DataError(
@@ -172,37 +150,50 @@ class Site:
                 expected="at least one record per batch",
                 next_step="lower training.batch.amount in the plan",
             )
-        self._data, self._round, self._evaluated, self._own = data, None, None, {}
+        self._data, self._round, self._evaluated, self._own, self._owns = data, None, None, {}, {}
         self._session, self._measured, self._own_round = message.session, -1, -1
         self._trainer = Trainer(self.plan, self.name, data.training)
+        if self._masked is not None:
+            return {}
         counts = [len(data.training), len(data.validation), len(data.test), data.opted_out]
         return {"counts": Weighted(np.array(counts, dtype=np.float64))}
+
+    def _prepare(self, message: Message) -> dict[str, Weighted]:
+        """Counts and cells of a masked job."""
+        data, _ = self._parts()
+        if self._masked is None:
+            raise refused("TASK", f"task {message.task} of a plan without masks", "a task of this plan")
+        return self._masked.prepare(data)
 
     def _verify_start(self, model: Vector) -> None:
         """In round 0, a plan that names a weight file starts from it. A resumed job's first model is not checked."""
         if isinstance(self.plan.start, FileStart):
             own = initial_vector(self.plan, self._weights)
             if vector_sha256(own) != vector_sha256(model):
-                raise _refused("START", "another first model than the plan's weight file gives", "that model")
+                raise refused("START", "another first model than the plan's weight file gives", "that model")
 
     def _parts(self) -> tuple[SiteData, Trainer]:
         if self._data is None or self._trainer is None:
-            raise _refused("NOT-JOINED", "a task before join", "join first, also after a restart")
+            raise refused("NOT-JOINED", "a task before join", "join first, also after a restart")
         return self._data, self._trainer
 
     def _measure(self, message: Message) -> dict[str, Weighted]:
         vectors, current = self._start_round(message)
         self._keep_own(message.round)
         current.own = self._own
-        return {"present_records": self._present(), **vectors, **self._risk_sums(self._own)}
+        return {**self._present(), **vectors, **self._risk_sums(self._own)}
 
-    def _start_round(self, message: Message) -> tuple[dict[str, Weighted], _Round]:
+    def _start_round(self, message: Message) -> tuple[dict[str, Weighted], SiteRound]:
         """Take over the round's first model; returns its validation results, and what is remembered of the round."""
         data, trainer = self._parts()
         if message.round <= self._measured:
-            raise _refused("REPEAT", f"round {message.round} again", f"a round after {self._measured}")
+            raise refused("REPEAT", f"round {message.round} again", f"a round after {self._measured}")
         self._measured = message.round
         model = message.vectors["model"]
+        if self._masked is not None:
+            self._masked.verify_cells()
+            if message.text.get("model_sha256") != vector_sha256(model):
+                raise refused("MODEL-DIGEST", "a model that changed on its way", "the bytes that the server sent")
         if message.round == 0:
             self._verify_start(model)
         trainer.start_round(model)
@@ -210,12 +201,15 @@ class Site:
         method = self.plan.method
         known = message.round - self._own_round <= (1 if method.lagged else method.measured_every - 1)
         own = self._own if known else {}
-        current = _Round(message.round, model, vector_sha256(model), own, trainer.batches(message.round))
+        current = SiteRound(message.round, model, vector_sha256(model), own, trainer.batches(message.round))
         self._round = current
         return self._evaluation("validation", data.validation), current
 
     def _keep_own(self, round_: int) -> None:
         self._own, self._own_round = self._measured_sums(), round_
+        if self._masked is not None:  # the totals that act may be those of an earlier round
+            self._owns = {at: own for at, own in self._owns.items() if at >= self._masked.totals_round}
+            self._owns[round_] = self._own
 
     def _measured_sums(self) -> dict[Measure, Sums]:
         """Group sums of this site at the current model; nothing if the method asks for none."""
@@ -227,9 +221,12 @@ class Site:
     def _risk_sums(self, own: Mapping[Measure, Sums]) -> dict[str, Weighted]:
         return {"risk_sums": Weighted(pack(self.layout.method.measures(), own))} if own else {}
 
-    def _present(self) -> Weighted:
+    def _present(self) -> dict[str, Weighted]:
+        """Records behind this site's sums; with masks all sites are behind all sums, or nothing is opened."""
         data, _ = self._parts()
-        return Weighted(np.array([len(data.training)], dtype=np.float64))
+        if self._masked is not None:
+            return {}
+        return {"present_records": Weighted(np.array([len(data.training)], dtype=np.float64))}
 
     def _sums(self, scores: Scores, records: Records) -> dict[Measure, Sums]:
         result: dict[Measure, Sums] = {}
@@ -242,34 +239,36 @@ class Site:
             else:
                 group = records.groups[measure.attribute][chosen]
                 result[measure] = CellSums.measure(values, group, self.layout.sizes[measure.attribute], minimum)
-        return result
+        kept = None if self._masked is None else self._masked.kept
+        return result if kept is None else {measure: kept.sums(measure, sums) for measure, sums in result.items()}
 
     def _evaluation(self, split: str, records: Records) -> dict[str, Weighted]:
         _, trainer = self._parts()
         scores = trainer.scores(records)
         bins, minimum = self.plan.evaluation.score_bins, self.plan.cells.minimum
         sums = EvaluationSums.measure(scores.strata, records.groups, self.layout.sizes, bins, minimum)
+        kept = None if self._masked is None else self._masked.kept
+        if kept is not None:
+            sums = kept.evaluation(split, sums)
         vectors = {f"{split}_sums": Weighted(sums.vector())}
         if scores.predictions.size:
-            enough = len(records) >= minimum
+            enough = len(records) >= minimum and (kept is None or kept.everybody(split))
             vectors[f"{split}_predictions"] = Weighted(scores.predictions * enough)
         return vectors
 
-    def _current(self, message: Message) -> _Round:
+    def _current(self, message: Message) -> SiteRound:
         current = self._round
         if current is None or current.number != message.round:
-            raise _refused(
-                "MODEL", f"task {message.task} of a round whose model this site did not get", "measure first"
-            )
+            raise refused("MODEL", f"task {message.task} of a round whose model this site did not get", "measure first")
         if message.text.get("model_sha256") != current.model_sha256:
-            raise _refused("MODEL", "another model than the one measured", "the same model in measure and train")
+            raise refused("MODEL", "another model than the one measured", "the same model in measure and train")
         return current
 
     def _step(self, message: Message) -> dict[str, Weighted]:
         data, trainer = self._parts()
         current = self._current(message)
         if message.step != current.step:
-            raise _refused("STEP", f"step {message.step}", f"step {current.step}")
+            raise refused("STEP", f"step {message.step}", f"step {current.step}")
         if message.step > 0:
             self._apply_batch(current, message)
         current.batch = next(current.batches)
@@ -278,14 +277,14 @@ class Site:
         scores = trainer.batch_scores(current.number, current.step - 1, current.batch)
         current.own = self._sums(scores, batch)
         return {
-            "present_records": self._present(),
+            **self._present(),
             "batch_sums": Weighted(pack(self.layout.method.measures(), current.own)),
         }
 
-    def _apply_batch(self, current: _Round, message: Message) -> None:
+    def _apply_batch(self, current: SiteRound, message: Message) -> None:
         data, trainer = self._parts()
         if current.batch is None:
-            raise _refused("STEP", "totals without a batch", "step 0 first")
+            raise refused("STEP", "totals without a batch", "step 0 first")
         batch = data.training.take(current.batch)
         terms = self._terms(current, message, batch, len(batch))
         loss = trainer.step(current.number, current.step - 1, current.batch, terms.coefficients)
@@ -295,7 +294,7 @@ class Site:
 
     def _terms(
         self,
-        current: _Round,
+        current: SiteRound,
         message: Message,
         records: Records,
         behind: int,
@@ -305,19 +304,28 @@ class Site:
 
         ``fresh`` sums of this site take the place of those that are in the totals.
         """
-        measures = self.layout.method.measures()
-        totals = unpack(measures, message.vectors["totals"], self.layout.sizes)
-        own = current.own
+        totals, own = self._totals(message), current.own
+        if self._masked is not None:
+            own = self._owns.get(self._masked.totals_round, {})
         if fresh is not None and own:
             totals = {measure: exchanged(total, own[measure], fresh[measure]) for measure, total in totals.items()}
             own = fresh
         factor = self._factor(message, behind)
         return self.layout.method.sample_terms(totals, own, records.groups, records.labels, factor)
 
+    def _totals(self, message: Message) -> dict[Measure, Sums]:
+        """The group sums that act: from the server, or with masks as this site added them up itself."""
+        measures = self.layout.method.measures()
+        vector = message.vectors["totals"] if self._masked is None else self._masked.totals(message)
+        totals = unpack(measures, vector, self.layout.sizes)
+        return totals if self._masked is None else kept_totals(self.plan, totals)
+
     def _factor(self, message: Message, behind: int) -> float:
         """What turns the gradient of the joint penalty into this site's mean loss (algorithms section 8.4)."""
         data, _ = self._parts()
-        if self.plan.training.aggregation == "uniform":
+        if self._masked is not None:
+            share = self._masked.share
+        elif self.plan.training.aggregation == "uniform":
             share = 1.0 / message.numbers["sites"]
         else:
             share = min(len(data.training) / message.numbers["records"], 1.0)
@@ -328,7 +336,7 @@ class Site:
         vectors, _ = self._start_round(message)
         if self.plan.method.lagged:
             self._keep_own(message.round)
-            vectors |= {"present_records": self._present(), **self._risk_sums(self._own)}
+            vectors |= {**self._present(), **self._risk_sums(self._own)}
         return {**vectors, **self._train(message)}
 
     def _train(self, message: Message) -> dict[str, Weighted]:
@@ -343,16 +351,16 @@ class Site:
         if not np.isfinite(update).all():
             trainer.forget()
         weight = float(len(data.training)) if self.plan.training.aggregation == "records" else 1.0
-        sums = _training_sums(current, len(data.training))
+        sums = training_sums(current, len(data.training))
         return {"update": Weighted(update, weight), "training_sums": Weighted(sums)}
 
-    def _train_freely(self, current: _Round, message: Message) -> None:
+    def _train_freely(self, current: SiteRound, message: Message) -> None:
         data, trainer = self._parts()
         terms = self._terms(current, message, data.training, len(data.training))
         every = self.plan.method.remeasured_every
         for number, index in enumerate(current.batches):
             if self.stop():
-                raise _refused("ABORTED", "an abort signal while training", "a job that goes on")
+                raise refused("ABORTED", "an abort signal while training", "a job that goes on")
             if every is not None and number and number % every == 0:
                 current.terms.append(terms)
                 terms = self._terms(current, message, data.training, len(data.training), self._measured_sums())
@@ -364,7 +372,7 @@ class Site:
     def _evaluate(self, message: Message) -> dict[str, Weighted]:
         data, trainer = self._parts()
         if self._evaluated is not None:
-            raise _refused("REPEAT", "a second final evaluation", "one in a session")
+            raise refused("REPEAT", "a second final evaluation", "one in a session")
         model = message.vectors["model"]
         trainer.start_round(model)
         self._evaluated = model
@@ -374,26 +382,7 @@ class Site:
         """Keep the final model, the best one on validation data, and what is known about them, at this site."""
         final = self._evaluated
         if final is None or message.text.get("model_sha256") != vector_sha256(final):
-            raise _refused("MODEL", "a final model that this site did not evaluate", "the model of task evaluate")
+            raise refused("MODEL", "a final model that this site did not evaluate", "the model of task evaluate")
         record = received_record(message.vectors["record"].tobytes(), self.plan)
         keep_models(self.folder, record, final, message.vectors["best"])
         return {}
-
-
-def _training_sums(current: _Round, records: int) -> Floats:
-    """The numbers of ``messages.TRAINING_SUMS``."""
-    seen = sum(size for _, size in current.losses)
-    loss = sum(value * size for value, size in current.losses)
-    weighed = sum(terms.weighed for terms in current.terms)
-    low = sum(terms.at_minimum for terms in current.terms)
-    high = sum(terms.at_maximum for terms in current.terms)
-    return np.array([records, loss, seen, weighed, low, high], dtype=np.float64)
-
-
-def _refused(code: str, got: str, expected: str) -> RoundError:
-    return RoundError(
-        f"FF-ROUND-{code}",
-        got=got,
-        expected=expected,
-        next_step="check that server and sites run the same version and plan; a restarted site must join again",
-    )

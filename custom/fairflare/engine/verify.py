@@ -14,9 +14,22 @@ from typing import Final, Literal
 import numpy as np
 
 from fairflare.engine.describe import collapse, notices, record_sha256
-from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE
-from fairflare.engine.server import is_measured
+from fairflare.engine.messages import (
+    CONFIRM,
+    EVALUATE,
+    FINISH,
+    JOIN,
+    KEYS,
+    MEASURE,
+    SHARE,
+    STEP,
+    TRAIN,
+    TRAIN_ALONE,
+    UNMASK,
+)
+from fairflare.engine.rounds import is_measured
 from fairflare.engine.store import read_model
+from fairflare.engine.verify_feasibility import check_feasibility
 from fairflare.engine.verify_numbers import Defect, check_counts, check_numbers, may_collapse, wrong_evaluation
 from fairflare.errors import FairFlareError, RunError, WeightsError
 from fairflare.models import initial_vector, vector_sha256
@@ -24,6 +37,7 @@ from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import Plan, read_plan
 from fairflare.record import (
     FILE_NAME,
+    LostRound,
     Refusal,
     RoundRecord,
     RunRecord,
@@ -65,19 +79,21 @@ def check_run(folder: Path, record: RunRecord, weights: Path | None = None) -> I
     for other in _job_plans(folder):
         if other is None or other.sha256 != record.plan_sha256:
             yield Defect("FF-RUN-PLAN", "the job's plan.json is not the plan of the record")
-    if record.notices != notices(plan):
+    if record.notices != notices(plan, record.sessions[-1].identities if record.sessions else None):
         yield Defect("FF-RUN-NOTICES", "not the notices that the plan calls for: changed, or another version's")
     yield from _check_start(folder, record, weights)
     yield from _check_status(record)
     yield from _check_sessions(folder, record)
     yield from _check_answers(record)
+    yield from check_feasibility(record)
     yield from check_results(record)
     yield from _check_models(folder, record)
 
 
 def check_results(record: RunRecord) -> Iterator[Defect]:
     """Every defect of a record's rounds and results, whoever holds its files and whether or not its run has ended."""
-    if [line.round for line in record.rounds] != list(range(len(record.rounds))):
+    numbers = sorted([*(line.round for line in record.rounds), *(lost.round for lost in record.lost_rounds)])
+    if numbers != list(range(len(numbers))) or (record.lost_rounds and not record.plan.protection.masked):
         yield Defect("FF-RUN-ROUNDS", "rounds are missing, repeated or out of order")
     for line in record.rounds:
         session = _session_of(record, line)
@@ -116,9 +132,12 @@ def _check_status(record: RunRecord) -> Iterator[Defect]:
         yield Defect("FF-RUN-INCOMPLETE", f"status is '{record.status}'{why}")
     elif record.reason is not None:
         yield Defect("FF-RUN-INCOMPLETE", "a reason why it stopped although the status is 'complete'")
-    if len(record.rounds) != wanted:
-        yield Defect("FF-RUN-INCOMPLETE", f"{len(record.rounds)} complete rounds, the plan has {wanted}")
-    if record.status == "complete" and (record.final is None or record.ended is None):
+    counts_only = record.plan.method.counts_only  # no rounds then: see check_feasibility
+    if record.next_round != wanted and not counts_only:
+        yield Defect("FF-RUN-INCOMPLETE", f"{record.next_round} complete or lost rounds, the plan has {wanted}")
+    if record.begun < record.next_round or record.begun > wanted + 1:
+        yield Defect("FF-RUN-ROUNDS", "a number of rounds begun that cannot be")
+    if record.status == "complete" and ((record.final is None and not counts_only) or record.ended is None):
         yield Defect("FF-RUN-INCOMPLETE", "no final evaluation although the status is 'complete'")
 
 
@@ -127,7 +146,7 @@ def _check_sessions(folder: Path, record: RunRecord) -> Iterator[Defect]:
     firsts = [session.first_round for session in record.sessions]
     if numbers != list(range(1, len(numbers) + 1)) or firsts != sorted(firsts) or not firsts or firsts[0] != 0:
         yield Defect("FF-RUN-SESSIONS", "the sessions do not follow one another")
-    elif firsts[-1] > len(record.rounds):
+    elif firsts[-1] > record.next_round:
         yield Defect("FF-RUN-SESSIONS", "a session begins after the last complete round")
     if [session.previous_record_sha256 is None for session in record.sessions] != [number == 1 for number in numbers]:
         yield Defect("FF-RUN-SESSIONS", "not every session but the first names the record that it goes on from")
@@ -136,7 +155,8 @@ def _check_sessions(folder: Path, record: RunRecord) -> Iterator[Defect]:
         yield Defect("FF-RUN-SESSIONS", "the record that the last session goes on from is not in its run's folder")
     for place, session in enumerate(record.sessions):
         other = beside.get(session.previous_record_sha256 or "")
-        if other and (other.sessions, other.rounds) != (record.sessions[:place], record.rounds[: session.first_round]):
+        before = tuple(line for line in record.rounds if line.round < session.first_round)
+        if other and (other.sessions, other.rounds) != (record.sessions[:place], before):
             yield Defect("FF-RUN-SESSIONS", f"what is before session {session.number} is not what it went on from")
         yield from _check_joined(record, session)
 
@@ -150,6 +170,11 @@ def _check_joined(record: RunRecord, session: Session) -> Iterator[Defect]:
         yield Defect("FF-RUN-SITES", f"{where}: a site twice in the roster, or out of order")
     for text in _wrong_answers(set(session.roster), session.joined, session.join_refusals):
         yield Defect("FF-RUN-SITES", f"{where}, {JOIN}: {text}")
+    masked = record.plan.protection.masked
+    if (session.identities is not None) != masked or (session.transcript is not None) > masked:
+        yield Defect("FF-RUN-SITES", f"{where}: identities or a transcript that do not follow from the protection")
+    if masked and session.records and session.transcript is None:
+        yield Defect("FF-RUN-SITES", f"{where}: masks without the transcript of the sites' agreement")
     if {refusal.task for refusal in session.join_refusals} - {JOIN}:
         yield Defect("FF-RUN-SITES", f"{where}: refusals of other tasks than {JOIN}")
     if len(set(session.joined)) < record.plan.federation.min_sites:
@@ -169,7 +194,7 @@ def _records_beside(folder: Path) -> Iterator[RunRecord]:
                     continue
 
 
-def _session_of(record: RunRecord, line: RoundRecord) -> Session | None:
+def _session_of(record: RunRecord, line: RoundRecord | LostRound) -> Session | None:
     """The newest of the sessions that could have done a round: an older one ended before its first round."""
     return next((session for session in reversed(record.sessions) if session.first_round <= line.round), None)
 
@@ -178,12 +203,17 @@ def _check_answers(record: RunRecord) -> Iterator[Defect]:
     """Who was asked follows from the record; each of them took part or was refused, and nobody else did."""
     session: Session | None = None
     missed: dict[str, int] = {}
-    for line in record.rounds:
+    lines: list[RoundRecord | LostRound] = [*record.rounds, *record.lost_rounds]
+    for line in sorted(lines, key=lambda one: one.round):
         own = _session_of(record, line)
         if own is not None and own is not session:
             session, missed = own, dict.fromkeys(own.joined, 0)
-        tasks = _tasks(record.plan, own, line.round)
         where, active = f"round {line.round}", _active(record, missed)
+        if isinstance(line, LostRound):
+            for refusal in line.refusals:
+                missed[refusal.site] = missed.get(refusal.site, 0) + 1
+            continue
+        tasks = _tasks(record.plan, own, line)
         if set(line.participants) != set(tasks):
             yield Defect("FF-RUN-SITES", f"{where}: sites of other tasks than {', '.join(tasks)}")
         answers = {task: line.participants.get(task, ()) for task in tasks}
@@ -198,11 +228,13 @@ def _check_answers(record: RunRecord) -> Iterator[Defect]:
         yield from _check_tasks(record.plan, "final", active, answers, final.refusals)
 
 
-def _tasks(plan: Plan, session: Session | None, number: int) -> tuple[str, ...]:
-    """Tasks of a round, in order."""
-    if session is not None and not is_measured(plan, session, number):
-        return (TRAIN_ALONE,)
-    return (MEASURE, STEP, TRAIN) if plan.method.lock_step else (MEASURE, TRAIN)
+def _tasks(plan: Plan, session: Session | None, line: RoundRecord) -> tuple[str, ...]:
+    """Tasks of a round, in order; with masks keys and shares come first where they had not come with the last round."""
+    before = (KEYS, SHARE) if plan.protection.masked and KEYS in line.participants else ()
+    after = (CONFIRM, UNMASK) if plan.protection.masked else ()
+    if session is not None and not is_measured(plan, session, line.round):
+        return (*before, TRAIN_ALONE, *after)
+    return (*before, *((MEASURE, STEP, TRAIN) if plan.method.lock_step else (MEASURE, TRAIN)), *after)
 
 
 def _active(record: RunRecord, missed: dict[str, int]) -> set[str]:
@@ -260,9 +292,12 @@ def _check_models(folder: Path, record: RunRecord) -> Iterator[Defect]:
 
 
 def _check_final(record: RunRecord, final: Results) -> Iterator[Defect]:
-    if not record.rounds or final.model_sha256 != record.rounds[-1].model_sha256:
+    last = record.rounds[-1].model_sha256 if record.rounds else None
+    if final.model_sha256 != last:
         yield Defect("FF-RUN-MODEL", "the evaluated model is not the model of the last round")
     yield from _check_best(record, final)
+    if not final.validation and not final.test and record.plan.protection.masked:
+        return  # a site of the session was missing, so nothing was opened
     for split in _SPLITS:
         try:
             sums = record.evaluation(split)

@@ -38,8 +38,13 @@ def check_counts(session: Session) -> Iterator[Defect]:
 
 def check_numbers(plan: Plan, session: Session, line: RoundRecord) -> Iterator[Defect]:
     """The numbers of one round, given the session that it belongs to."""
-    for text in _wrong_numbers(session, line):
+    for text in _wrong_numbers(plan, session, line):
         yield Defect("FF-RUN-SUMS", f"round {line.round}: {text}")
+    if plan.protection.masked and not line.validation:
+        if _all_there(session, line, *_EVALUATING) or line.collapse is not None:
+            yield Defect("FF-RUN-LAYOUT", f"round {line.round}: validation is missing although all sites took part")
+        yield from _check_penalties(plan, session, line)
+        return
     values = {EVERYBODY: (EVERYBODY,), **plan.groups}
     if [(one.attribute, one.group) for one in line.validation] != [
         (a, g) for a, names in values.items() for g in names
@@ -51,17 +56,34 @@ def check_numbers(plan: Plan, session: Session, line: RoundRecord) -> Iterator[D
     yield from _check_penalties(plan, session, line)
 
 
-def _wrong_numbers(session: Session, line: RoundRecord) -> Iterator[str]:
-    if not _are_counts(line.records, line.weighed, line.at_minimum, line.at_maximum):
-        yield "numbers of records or weights that are no whole numbers from 0"
-    if line.at_minimum + line.at_maximum > line.weighed:
-        yield "more weights held at a bound than weights"
-    if line.train_loss < 0:
-        yield "a loss below zero"
-    if min(line.seconds.measure, line.seconds.train, line.seconds.aggregate) < 0:
+#: Tasks whose answers are trained with, and validated with.
+_TRAINING, _EVALUATING = (TRAIN, TRAIN_ALONE), (MEASURE, TRAIN_ALONE)
+
+
+def _all_there(session: Session, line: RoundRecord, *tasks: str) -> bool:
+    """Whether every site of the session took part in the task, of ``tasks``, that the round has."""
+    return any(set(line.participants.get(task, ())) == set(session.joined) for task in tasks)
+
+
+def _wrong_numbers(plan: Plan, session: Session, line: RoundRecord) -> Iterator[str]:
+    if min(line.seconds.measure, line.seconds.train, line.seconds.protect, line.seconds.aggregate) < 0:
         yield "a duration below zero"
+    if line.totals is not None and not (plan.protection.masked and 0 <= line.totals <= line.round):
+        yield "totals of a round that cannot act in it"
+    given = (line.records, line.weighed, line.at_minimum, line.at_maximum, line.train_loss)
+    records, weighed, low, high, loss = (0.0 if number is None else number for number in given)
+    if None in given:
+        if not plan.protection.masked or set(given) != {None}:
+            yield "numbers of the training that are missing"
+        return
+    if not _are_counts(records, weighed, low, high):
+        yield "numbers of records or weights that are no whole numbers from 0"
+    if low + high > weighed:
+        yield "more weights held at a bound than weights"
+    if loss < 0:
+        yield "a loss below zero"
     trained = line.participants.get(TRAIN) or line.participants.get(TRAIN_ALONE, ())
-    if not _fits(line.records, session, "training", trained):
+    if not _fits(records, session, "training", trained):
         yield "other training records than the sites joined with"
 
 
@@ -151,6 +173,8 @@ def _amounts(one: GroupLine) -> Floats:
 def _check_penalties(plan: Plan, session: Session, line: RoundRecord) -> Iterator[Defect]:
     method = METHODS[plan.method.name](plan.method, plan.sizes, plan.cells.sites, len(plan.task.labels))
     measured = MEASURE in line.participants or plan.method.lagged
+    if plan.protection.masked and not line.penalties and not _all_there(session, line, *_EVALUATING):
+        measured = False  # a site was missing, so nothing was opened
     parts = method.parts if isinstance(method, FlexFair) and measured else []
     wanted = [(one.attribute, one.criterion, measure.name, one.strength) for one, measure in parts]
     found = [(one.attribute, one.criterion, one.measure, one.strength) for one in line.penalties]

@@ -33,12 +33,14 @@ def model_card(record: RunRecord, digest: str) -> str:
     # Imported here: the engine needs this module at its start, SciPy only at its end.
     from fairflare.evaluation.report import summarise
 
-    if record.final is not None and len(record.rounds) == record.plan.training.rounds:
+    if record.final is not None and not record.final.test:
+        return _joined(_unjudged(record), _what(record, digest), _training(record), _protection(record))
+    if record.final is not None and record.next_round == record.plan.training.rounds:
         # A card is written while the last task is under way; nothing that it tells can change any more.
         record = record.model_copy(update={"status": "complete"})
     questions = max(record.plan.task.strata // 2, 1)
     summary = summarise(record, resamples=max(_RESAMPLES // questions, 100))
-    sections = (
+    return _joined(
         _use(record, summary),
         _what(record, digest),
         _training(record),
@@ -46,7 +48,22 @@ def model_card(record: RunRecord, digest: str) -> str:
         _results(summary),
         _warnings(summary),
     )
+
+
+def _joined(*sections: Iterator[str]) -> str:
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def _unjudged(record: RunRecord) -> Iterator[str]:
+    """In place of use and results: with masks, nothing is opened about test data where a site was missing."""
+    yield f"# Model card: {plain(record.plan.name)}"
+    yield ""
+    yield (
+        "This model was not judged: a site of the session was missing from the final evaluation, and exact statistics "
+        "are opened over all sites or not at all. Judge it on your own data before any use: fairflare evaluate."
+    )
+    yield ""
+    yield "It is for research. It is not a medical device, and nothing here shows that it is safe for a patient's care."
 
 
 def plain(text: str) -> str:

@@ -132,7 +132,7 @@ def _validation_charts(record: RunRecord) -> Iterator[Chart]:
 def _models(record: RunRecord) -> list[dict[tuple[str, str], GroupLine]]:
     """Validation results of every model that was evaluated: one per round, and the final one."""
     models = [line.validation for line in record.rounds]
-    if record.final is not None:
+    if record.final is not None and record.final.validation:
         models.append(group_lines(record.plan, record.evaluation("validation")))
     return [{(line.attribute, line.group): line for line in lines} for lines in models]
 

@@ -124,17 +124,30 @@ def caution(warnings: Sequence[Remark]) -> str:
 
 
 _SEEN = {"update": "model update", "statistics": "group sums and counts"}
+_MASKED = {
+    "update": "By masks: the server opened sums over the sites that remained, and the sum of their weights. "
+    "The sums themselves are not protected.",
+    "statistics": "By masks: the server, and every site, opened sums over all sites of a session, or nothing.",
+}
 
 
 def guards(record: RunRecord) -> Iterator[Guard]:
     """Each protection, on or off; what this version does not know is shown as the plan says it."""
     plan = record.plan.model_dump(mode="json")
-    for field, kind in plan["protection"].items():
-        what = _SEEN.get(field, field)
+    for field, what in _SEEN.items():
+        kind = plan["protection"][field]
         if kind == "none":
             yield Guard(f"Hiding each site's {what}", False, f"The server saw every site's {what}.")
+        elif kind == "masked":
+            yield Guard(f"Hiding each site's {what}", True, _MASKED[field])
         else:
             yield Guard(f"Hiding each site's {what}", True, f"By '{_text(kind)}', as the plan says.")
+    if any(session.identities == "development" for session in record.sessions):
+        text = "Unauthenticated identities: nobody vouched for the sites' keys, so one party could have played them all."
+        yield Guard("Knowing whose keys these are", False, text)
+    elif any(session.identities == "kit" for session in record.sessions):
+        text = "Start-up kits of one project; whoever made them could pose as a site, unless sites pinned keys."
+        yield Guard("Knowing whose keys these are", True, text)
     privacy = plan["differential_privacy"]
     if privacy is None:
         text = "No noise was added: the sums themselves can reveal facts about single patients."
@@ -170,7 +183,8 @@ def facts(name: str, record: RunRecord, summary: RunSummary | None) -> Iterator[
     yield Fact("Status", (status,))
     yield Fact("Plan", (plan.name,) if name == plan.name else (f"{plan.name} (here called {name})",))
     yield Fact("Method", tuple(method_words(record)))
-    yield Fact("Rounds", (f"{len(record.rounds)} of {plan.training.rounds}",))
+    lost = [f"round {one.round + 1} gave no model ({one.code})" for one in record.lost_rounds]
+    yield Fact("Rounds", (f"{len(record.rounds)} of {plan.training.rounds}", *lost))
     yield Fact("Sites", (f"{len(record.roster)}: {', '.join(record.roster)}" if record.roster else "none",))
     yield Fact("Group statistics", (refresh_words(plan),))
     yield Fact("Starting weights", (start_words(plan),))
@@ -255,7 +269,7 @@ def consent_words(plan: Plan) -> Iterator[str]:
 
 
 def _seconds(line: RoundRecord) -> float:
-    return line.seconds.measure + line.seconds.train + line.seconds.aggregate
+    return line.seconds.measure + line.seconds.train + line.seconds.protect + line.seconds.aggregate
 
 
 def method_words(record: RunRecord) -> Iterator[str]:

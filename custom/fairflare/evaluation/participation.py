@@ -28,6 +28,10 @@ MEANINGS = {
     "FF-ROUND-LATE": "an answer after the deadline",
     "FF-ROUND-OTHER": "an answer to something else than was asked",
     "FF-ROUND-KEYS": "other vectors than were asked for",
+    "FF-SECAGG-VIEW": "it worked on other inputs than the server sent to the others",
+    "FF-SECAGG-REUSED": "it had answered this before, and answers once",
+    "FF-SECAGG-TOTALS": "it did not have the group sums that were to act",
+    "FF-POLICY-REFUSED": "the site's policy does not allow the plan",
 }
 _UNKNOWN = "see the site's own log"
 NOT_ASKED = "not asked"

@@ -191,8 +191,10 @@ def _constant(summary: RunSummary, sums: EvaluationSums) -> Iterator[Remark]:
 
 def _held(record: RunRecord) -> Iterator[Remark]:
     last = record.rounds[-1] if record.rounds else None
-    held = 0.0 if last is None else last.at_minimum + last.at_maximum
-    if last is not None and held > HELD * last.weighed:
+    if last is None or last.weighed is None:
+        return
+    held = (last.at_minimum or 0.0) + (last.at_maximum or 0.0)
+    if held > HELD * last.weighed:
         yield Remark(
             "held weights",
             f"in the last round {held:.0f} of {last.weighed:.0f} record weights were held at the "

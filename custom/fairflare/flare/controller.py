@@ -24,12 +24,14 @@ from nvflare.apis.workspace import Workspace
 from fairflare.engine import local
 from fairflare.engine.describe import record_sha256
 from fairflare.engine.messages import JOIN
+from fairflare.engine.roles import coordinator_of
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.store import read_best, read_checkpoint
 from fairflare.errors import FairFlareError
 from fairflare.flare import wire
 from fairflare.flare.aggregator import SITE, FlexFairAggregator
 from fairflare.flare.executor import PLAN
+from fairflare.flare.identities import server_identities
 from fairflare.flare.names import RESUME
 from fairflare.models.vector import Vector
 from fairflare.models.weights import FOLDER as WEIGHTS
@@ -79,8 +81,9 @@ class FairFlareController(Controller):  # type: ignore[misc]
             own = Path(workspace.get_site_config_dir())
             earlier, best = _earlier(own / RESUME)
             software = {**local.software(), "nvflare": nvflare.__version__}
-            start = Start(secrets.token_hex(16), "flare", software, earlier, best, own / WEIGHTS)
-            self._coordinator = Coordinator(plan, Path(workspace.get_run_dir(job)) / "fairflare", start)
+            identities = server_identities(Path(workspace.get_startup_kit_dir()))
+            start = Start(secrets.token_hex(16), "flare", software, earlier, best, own / WEIGHTS, identities)
+            self._coordinator = coordinator_of(plan, Path(workspace.get_run_dir(job)) / "fairflare", start)
         except FairFlareError as problem:
             self.system_panic(str(problem), fl_ctx)
 

@@ -13,11 +13,13 @@ from nvflare.apis.workspace import Workspace
 
 from fairflare.engine.failures import ERRORS, note_failure
 from fairflare.engine.loading import load_apart
+from fairflare.engine.roles import site_of
 from fairflare.engine.site import Site
 from fairflare.flare import wire
+from fairflare.flare.identities import site_masks
 from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import read_plan
-from fairflare.policy import CATALOG_NAME, read_catalog
+from fairflare.policy import CATALOG_NAME, POLICY_NAME, read_catalog, read_policy
 
 PLAN = "plan.json"
 
@@ -53,11 +55,15 @@ class FairFlareExecutor(Executor):  # type: ignore[misc]
         job = fl_ctx.get_job_id()
         plan = read_plan(Path(workspace.get_app_config_dir(job)) / PLAN)
         own = Path(workspace.get_site_config_dir())
+        policy = read_policy(own / POLICY_NAME)
+        policy.verify(plan)
         catalog = read_catalog(own / CATALOG_NAME)
         name = fl_ctx.get_identity_name()
         entry = catalog.entry(name, plan.task.data_set)
         weights = own / WEIGHTS
-        self._site = Site(name, plan, lambda: load_apart(plan, entry, weights), _folder(fl_ctx), weights)
+        root = Path(workspace.get_root_dir())
+        masks = site_masks(plan, policy, name, Path(workspace.get_startup_kit_dir()), root)
+        self._site = site_of(name, plan, lambda: load_apart(plan, entry, weights), _folder(fl_ctx), weights, masks)
         return self._site
 
 

@@ -28,7 +28,7 @@ from types import FrameType
 from fairflare import schema
 from fairflare.errors import RunError
 from fairflare.flare.names import ALLOWED, RESUME, WEIGHTS
-from fairflare.policy import CATALOG_NAME, DataCatalog
+from fairflare.policy import CATALOG_NAME, DataCatalog, SitePolicy, open_policy, write_policy
 from fairflare.record import FILE_NAME, PROGRESS_NAME, session_number
 
 #: Environment variable of every process of a session; its value is the session's workspace.
@@ -39,6 +39,8 @@ RESERVED = ("server", "local", "startup")
 GRACE = 25.0
 #: Seconds until the server must have written its first event; it needs about 10.
 START = 300.0
+#: Folder, inside a run's folder, of what its sites must remember from session to session.
+STORE = "store"
 _SERVER = Path("server") / "simulate_job" / "fairflare"
 _PROCESSES = Path("/proc")
 
@@ -64,6 +66,8 @@ class Simulation:
         Classes that FLARE may build, one by one.
     environment
         Variables for FLARE's processes, besides this process's own.
+    policy
+        Policy of every site; by default one for public data, whose store lies in the run's folder.
 
     Raises
     ------
@@ -83,6 +87,7 @@ class Simulation:
         weights: Sequence[Path] = (),
         allowed: Sequence[str] = ALLOWED,
         environment: Mapping[str, str] | None = None,
+        policy: SitePolicy | None = None,
     ) -> None:
         self.job = job.resolve()
         self.sites = tuple(sites)
@@ -97,6 +102,8 @@ class Simulation:
         resources = {"format_version": 2, "class_allow_list": list(allowed)}
         (local / "resources.json").write_text(json.dumps(resources, indent=2) + "\n", encoding="utf-8")
         (local / CATALOG_NAME).write_text(schema.pretty(catalog), encoding="utf-8")
+        # Outside the workspace, which FLARE erases: what a site revealed must outlive the session that revealed it.
+        write_policy(local, policy or open_policy(folder.resolve() / STORE))
         for file in weights:
             (local / WEIGHTS).mkdir(exist_ok=True)
             shutil.copyfile(file, local / WEIGHTS / file.name)

@@ -26,13 +26,15 @@ from fairflare.secagg.protection import Payload
 HEAD = "fairflare.head"
 VECTOR = "fairflare.vector."
 CODE = "fairflare.code"
-VERSION = 1
+#: Messages of masked aggregation; absent where there are none.
+PROTOCOL = "fairflare.protocol"
+VERSION = 2
 
 #: Vectors of fewer bytes travel as bytes.
 _INLINE = 65_536
 #: A head names a few vectors and numbers; a longer one is not read.
 _LONGEST_HEAD = 65_536
-_TYPES = {"<f4": np.float32, "<f8": np.float64, "|u1": np.uint8}
+_TYPES = {"<f4": np.float32, "<f8": np.float64, "|u1": np.uint8, "<u4": np.uint32, "<u8": np.uint64}
 _KINDS = {np.dtype(dtype): kind for kind, dtype in _TYPES.items()}
 _CODE_FORM = re.compile(r"FF-[A-Z]+(-[A-Z]+)*")
 _NO_CODE = "FF-ROUND-SITE-ERROR"
@@ -45,7 +47,7 @@ def encode_message(message: Message) -> Shareable:
         "session": message.session, "plan_sha256": message.plan_sha256,
         "numbers": dict(message.numbers), "text": dict(message.text),
     }  # fmt: skip
-    return _pack(head, message.vectors)
+    return _pack(head, message.vectors, message.protocol)
 
 
 def decode_message(shareable: Shareable) -> Message:
@@ -54,19 +56,20 @@ def decode_message(shareable: Shareable) -> Message:
     return Message(
         task=_text(head, "task"), round=_number(head, "round"), step=_number(head, "step"),
         session=_text(head, "session"), plan_sha256=_text(head, "plan_sha256"), vectors=vectors,
-        numbers=_numbers(head, "numbers"), text=_texts(head, "text"),
+        numbers=_numbers(head, "numbers"), text=_texts(head, "text"), protocol=_protocol(shareable),
     )  # fmt: skip
 
 
 def encode_release(release: Release, session: str) -> Shareable:
     """A release on its way up; raises :class:`~fairflare.errors.GateError` unless the gate made it."""
     release.verify_sealed()
-    weights = {label: payload.weight for label, payload in release.payloads.items()}
+    known = {label: payload.weight for label, payload in release.payloads.items()}
+    weights = {label: weight for label, weight in known.items() if weight is not None}
     head = {
         "version": VERSION, "task": release.task, "round": release.round, "step": release.step,
         "session": session, "weights": weights,
     }  # fmt: skip
-    return _pack(head, {label: payload.values for label, payload in release.payloads.items()})
+    return _pack(head, {label: payload.values for label, payload in release.payloads.items()}, release.protocol)
 
 
 def decode_reply(shareable: Shareable) -> Reply:
@@ -75,10 +78,13 @@ def decode_reply(shareable: Shareable) -> Reply:
         raise _bad("FAILED", "an answer that says it failed", "a result")
     head, vectors = _unpack(shareable)
     weights = _numbers(head, "weights")
-    if set(weights) != set(vectors):
-        raise _bad("KEYS", "weights of other vectors than were sent", "one weight per vector")
-    payloads = {label: Payload(values, weights[label]) for label, values in vectors.items()}
-    return Reply(_text(head, "task"), _number(head, "round"), _number(head, "step"), _text(head, "session"), payloads)
+    if weights and set(weights) != set(vectors):
+        raise _bad("KEYS", "weights of other vectors than were sent", "one weight per vector, or none at all")
+    payloads = {label: Payload(values, weights.get(label)) for label, values in vectors.items()}
+    return Reply(
+        _text(head, "task"), _number(head, "round"), _number(head, "step"), _text(head, "session"), payloads,
+        _protocol(shareable),
+    )  # fmt: skip
 
 
 def error_reply(code: str) -> Shareable:
@@ -105,8 +111,10 @@ def failure_code(shareable: Shareable) -> str | None:
     return str(code) if known else _NO_CODE
 
 
-def _pack(head: dict[str, Any], vectors: Mapping[str, np.ndarray]) -> Shareable:
+def _pack(head: dict[str, Any], vectors: Mapping[str, np.ndarray], protocol: bytes) -> Shareable:
     shareable = Shareable()
+    if protocol:
+        shareable[PROTOCOL] = protocol
     kinds = {}
     for label, values in vectors.items():
         kind = _KINDS.get(values.dtype)
@@ -128,6 +136,13 @@ def _unpack(shareable: Shareable) -> tuple[dict[str, Any], dict[str, np.ndarray]
     if sent != set(kinds):
         raise _bad("KEYS", "other vectors than the head names", "every vector named in the head")
     return head, {label: _vector(shareable[VECTOR + label], kind) for label, kind in kinds.items()}
+
+
+def _protocol(shareable: Shareable) -> bytes:
+    data = shareable.get(PROTOCOL, b"")
+    if type(data) is not bytes:
+        raise _bad("PROTOCOL", "protocol messages that are no bytes", "bytes, or nothing")
+    return data
 
 
 def _head(text: object) -> dict[str, Any]:

@@ -42,6 +42,11 @@ class MethodParameters(StrictModel):
         return None
 
     @property
+    def counts_only(self) -> bool:
+        """Whether a run counts records and ends, without a model."""
+        return False
+
+    @property
     def clip(self) -> float:
         """Upper bound of the utility of one record, where it is a cross-entropy."""
         return float("inf")

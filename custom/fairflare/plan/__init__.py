@@ -42,7 +42,7 @@ from fairflare.plan.task import (
     SegmentationTask,
     TableInput,
 )
-from fairflare.plan.training import AdamW, Batch, Evaluation, Federation, Protection, Sgd, Training, Work
+from fairflare.plan.training import AdamW, Batch, Evaluation, Federation, Masking, Protection, Sgd, Training, Work
 from fairflare.plan.words import Name, refuse_repeats
 from fairflare.schema import StrictModel, rule
 
@@ -63,6 +63,7 @@ __all__ = [
     "FileStart",
     "ImageInput",
     "Intersection",
+    "Masking",
     "MlpModel",
     "Plan",
     "Protection",
@@ -142,7 +143,7 @@ class Plan(StrictModel):
 
 _RULES = (
     rules.check_intersections, rules.check_reserved, rules.check_task, rules.check_model, rules.check_steps,
-    rules.check_consents,
+    rules.check_consents, rules.check_masks,
 )  # fmt: skip
 
 

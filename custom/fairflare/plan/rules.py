@@ -10,6 +10,7 @@ from fairflare.plan.networks import MODELS, CnnModel, UNetModel
 from fairflare.plan.task import ImageInput, TableInput
 from fairflare.plan.words import refuse_repeats
 from fairflare.schema import rule
+from fairflare.secagg.params import FEWEST_SITES, most_colluders
 
 if TYPE_CHECKING:
     from fairflare.plan import Plan
@@ -98,6 +99,27 @@ def check_model(plan: Plan) -> None:
         raise rule(
             f"got {kind.height} x {kind.width} pixels for model '{model.name}', expected multiples of {multiple}: "
             "its last map is that much smaller"
+        )
+
+
+def check_masks(plan: Plan) -> None:
+    """Refuse masks where they protect nobody, and with lock step."""
+    masking, least = plan.protection.masking, plan.federation.min_sites
+    if masking is None:
+        return
+    if least < FEWEST_SITES:
+        raise rule(
+            f"got masks with min_sites {least}, expected at least {FEWEST_SITES}: of two sites, each knows the other's "
+            "vector from the sum"
+        )
+    if masking.colluders > most_colluders(least):
+        raise rule(
+            f"got {masking.colluders} colluders with min_sites {least}, expected at most {most_colluders(least)}"
+        )
+    if plan.method.lock_step:
+        raise rule(
+            "got masks with refresh 'step', expected protection 'none': lock step replays joint training on public "
+            "data, and sums over single batches would protect nobody"
         )
 
 

@@ -78,11 +78,48 @@ class Federation(StrictModel):
     max_missed: Count
 
 
-class Protection(StrictModel):
-    """How vectors are protected on their way. ``none``: the server sees every site's vector."""
+class Masking(StrictModel):
+    """How masks work where they protect a plan's vectors (secure aggregation, threshold floor(2n/3) + 1 of n sites).
 
-    update: Literal["none"]
-    statistics: Literal["none"]
+    ``colluders``: sites that may collude with the server without learning more than the sum of the others. ``clip``:
+    largest change of one parameter by one site in one round; beyond it changes are cut off. ``norm_clip``: bound of
+    the whole change's L2 norm, before that (``null``: none). ``weight_unit``: a site's records are rounded to this
+    unit before they weigh its update, since the sum of weights is seen whenever a site drops out. ``max_stale``: rounds
+    in which sites go on with the last group sums when a site was missing, so that none could be opened; then
+    ``when_stale``: train without a penalty, or stop.
+    """
+
+    colluders: Annotated[int, Field(ge=0, le=1024)]
+    clip: Annotated[float, Field(ge=2**-20, le=2**20)]
+    norm_clip: Positive | None
+    weight_unit: Annotated[int, Field(ge=1, le=10_000)]
+    max_stale: Annotated[int, Field(ge=0, le=10_000)]
+    when_stale: Literal["no_penalty", "stop"]
+
+
+class Protection(StrictModel):
+    """How vectors are protected on their way. ``none``: the server sees every site's vector. ``masked``: sums only."""
+
+    update: Literal["none", "masked"]
+    statistics: Literal["none", "masked"]
+    masking: Masking | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Protection:
+        if self.update != self.statistics:
+            raise rule(
+                f"got update '{self.update}' with statistics '{self.statistics}', expected the same for both: what one "
+                "of them shows in clear (counts, losses) is what the other one hides"
+            )
+        if self.masked != (self.masking is not None):
+            wanted = "how masks work" if self.masked else "null: nothing is masked"
+            raise rule(f"got protection '{self.update}' with the wrong 'masking', expected {wanted}")
+        return self
+
+    @property
+    def masked(self) -> bool:
+        """Whether the server sees sums only."""
+        return self.update == "masked"
 
 
 class Evaluation(StrictModel):

@@ -56,7 +56,7 @@ def three_labels(**changes: Any) -> Plan:
 def _small(plan: Plan, **changes: Any) -> Plan:
     data = json.loads(schema.pretty(plan))
     data["training"]["rounds"] = 2
-    data["federation"]["min_sites"] = 1
+    data["federation"]["min_sites"], data["protection"] = 1, presets.UNPROTECTED
     for name, value in changes.items():
         part = data["training"] if name in data["training"] else data
         part[name] = value

@@ -16,9 +16,11 @@ from fairflare.cli.files import file_error
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "help.txt"
 COMMANDS = [
-    [], ["plan"], ["plan", "new"], ["plan", "check"], ["plan", "hash"], ["plan", "diff"], ["data"], ["data", "check"],
-    ["data", "import"], ["data", "synthetic"], ["jobs"], ["jobs", "write"], ["jobs", "make"], ["jobs", "check"],
-    ["run"], ["run", "simulate"], ["run", "local"], ["run", "verify"], ["run", "resume"], ["report"],
+    [], ["plan"], ["plan", "new"], ["plan", "check"], ["plan", "hash"], ["plan", "diff"],
+    ["plan", "feasibility"], ["feasibility"], ["data"], ["data", "check"], ["data", "import"], ["data", "synthetic"],
+    ["jobs"], ["jobs", "write"], ["jobs", "make"], ["jobs", "check"],
+    ["run"], ["run", "simulate"], ["run", "local"], ["run", "verify"], ["run", "resume"], ["secagg"],
+    ["secagg", "explain"], ["report"],
     ["evaluate"], ["predict"], ["worth"], ["pretrain"], ["weights"], ["weights", "show"], ["demo"],
 ]  # fmt: skip
 SCRIPT = """

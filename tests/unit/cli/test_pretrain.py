@@ -41,7 +41,7 @@ def written(folder: Path, plan: Plan, name: str = "plan.json") -> Path:
 def started(plan: Plan, sha256: str, min_sites: int = 1) -> Plan:
     data = json.loads(schema.pretty(plan))
     data["start"] = {"kind": "file", "sha256": sha256, "tensors": "all"}
-    data["federation"]["min_sites"] = min_sites
+    data["federation"]["min_sites"], data["protection"] = min_sites, presets.UNPROTECTED
     return parse_plan(json.dumps(data))
 
 

@@ -31,7 +31,7 @@ def catalog(folder: Path, sites: int) -> Path:
 
 def needs(sites: int) -> Plan:
     data = json.loads(schema.pretty(PLAN))
-    data["federation"]["min_sites"] = sites
+    data["federation"]["min_sites"], data["protection"] = sites, presets.UNPROTECTED
     return parse_plan(json.dumps(data))
 
 

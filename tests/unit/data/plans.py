@@ -57,7 +57,7 @@ def plan_dict(kind: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
             "seed": 1,
         },
         "method": {"name": "fedavg"},
-        "protection": {"update": "none", "statistics": "none"},
+        "protection": {"update": "none", "statistics": "none", "masking": None},
         "differential_privacy": None,
         "consents": [],
         "federation": {"min_sites": 1, "task_timeout_seconds": 60.0, "max_missed": 1},

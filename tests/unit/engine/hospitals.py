@@ -42,7 +42,7 @@ def four() -> dict[str, Callable[[], SiteData]]:
 def plan(method: dict[str, Any], **changes: Any) -> Plan:
     """The heart plan with another method; ``changes`` name fields of ``training``, ``federation`` or ``cells``."""
     data = json.loads(schema.pretty(presets.heart("test", presets.FEDAVG)))
-    data["method"] = method
+    data["method"], data["protection"] = method, presets.UNPROTECTED
     if "hospital" in json.dumps(method):
         data["consents"] = ["open_hospital_risks"]  # nobody's: these hospitals are drawn
     return changed(data, **changes)
@@ -51,7 +51,7 @@ def plan(method: dict[str, Any], **changes: Any) -> Plan:
 def several_labels(labels: int, method: dict[str, Any] | None = None, **changes: Any) -> Plan:
     """The heart plan with more than two labels."""
     data = json.loads(schema.pretty(presets.heart("test", presets.FEDAVG)))
-    data["method"] = method or data["method"]
+    data["method"], data["protection"] = method or data["method"], presets.UNPROTECTED
     data["task"]["labels"] = [f"kind{label}" for label in range(labels)]
     data["training"]["class_weights"] = [1.0] * labels
     data["evaluation"]["threshold"] = "half"
@@ -124,7 +124,7 @@ def three_of_images(maps: int = 1) -> dict[str, Callable[[], SiteData]]:
 def image_plan(method: dict[str, Any], maps: int = 1, **changes: Any) -> Plan:
     """A small segmentation with two attributes and their intersection."""
     data = json.loads(schema.pretty(presets.fundus("shapes", presets.FEDAVG)))
-    data["method"], data["consents"] = method, ["open_hospital_risks"]
+    data["method"], data["consents"], data["protection"] = method, ["open_hospital_risks"], presets.UNPROTECTED
     names = ["background", *(f"part{label}" for label in range(maps))]
     data["task"] = json.loads(schema.pretty(segmentation_task(names, SIDE)))
     data["attributes"] = [presets.SEX, presets.AGE]
@@ -140,6 +140,13 @@ def changed(data: dict[str, Any], **changes: Any) -> Plan:
         part = next(data[one] for one in ("training", "federation", "cells", "evaluation") if name in data[one])
         part[name] = value
     return parse_plan(json.dumps(data))
+
+
+def masked(plan: Plan, **changes: Any) -> Plan:
+    """The same plan with masks, whose weights are the exact numbers of records; ``changes`` name fields of masking."""
+    data = json.loads(schema.pretty(plan))
+    masking = {**presets.MASKED["masking"], "weight_unit": 1, **changes}
+    return parse_plan(json.dumps({**data, "protection": {**presets.MASKED, "masking": masking}}))
 
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-3, "state": "keep"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairflare.engine.collector import Collector
+from fairflare.engine.collector import Collector, PlainSums
 from fairflare.engine.messages import TRAIN, TRAINING_SUMS, Layout, Message, Reply, layout_of
 from fairflare.errors import RoundError
 from fairflare.presets import FEDAVG, heart
@@ -29,7 +29,7 @@ def layout() -> Layout:
 
 @pytest.fixture
 def collector(layout: Layout) -> Collector:
-    return Collector(layout, MESSAGE, SITES, 128.0)
+    return Collector(PlainSums(layout, MESSAGE.task, 128.0), MESSAGE, SITES)
 
 
 def reply(value: float = 1.0, **changes: Any) -> Reply:
@@ -148,7 +148,7 @@ def test_half_of_a_reply_never_opens(collector: Collector, monkeypatch: pytest.M
     def broken(site: str, payload: Payload) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(collector._sums["training_sums"], "add", broken)
+    monkeypatch.setattr(collector._sums._sums["training_sums"], "add", broken)
     with pytest.raises(MemoryError):
         collector.accept("a", reply())
     with pytest.raises(RoundError, match="FF-ROUND-INTERNAL"):
@@ -157,7 +157,7 @@ def test_half_of_a_reply_never_opens(collector: Collector, monkeypatch: pytest.M
 
 def test_replies_from_many_threads_are_all_added(layout: Layout) -> None:
     sites = [f"site-{at}" for at in range(32)]
-    collector = Collector(layout, MESSAGE, sites, 128.0)
+    collector = Collector(PlainSums(layout, MESSAGE.task, 128.0), MESSAGE, sites)
     start = threading.Barrier(len(sites))
 
     def send(site: str) -> None:

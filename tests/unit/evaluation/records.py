@@ -86,7 +86,7 @@ def make_plan(**changes: Any) -> Plan:
             "seed": 1,
         },
         "method": FEDAVG,
-        "protection": {"update": "none", "statistics": "none"},
+        "protection": {"update": "none", "statistics": "none", "masking": None},
         "differential_privacy": None,
         "consents": [],
         "federation": {"min_sites": 2, "task_timeout_seconds": 60.0, "max_missed": 1},

@@ -12,12 +12,13 @@ from nvflare.apis.fl_constant import ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 
-from fairflare.engine.collector import Collector
+from fairflare.engine.collector import Collector, PlainSums
 from fairflare.engine.messages import TRAIN, TRAINING_SUMS, Message, layout_of
 from fairflare.engine.server import Phase
 from fairflare.flare import wire
 from fairflare.flare.aggregator import SITE, FlexFairAggregator
-from fairflare.presets import FEDAVG, heart
+from fairflare.presets import FEDAVG
+from tests.unit.engine.hospitals import plan
 
 P = 4
 MESSAGE = Message(TRAIN, round=1, step=0, session="session", plan_sha256="plan")
@@ -26,8 +27,8 @@ SITES = ("a", "b")
 
 @pytest.fixture
 def phase() -> Phase:
-    layout = layout_of(heart("heart_test", FEDAVG), P)
-    return Phase(MESSAGE, SITES, 10.0, Collector(layout, MESSAGE, SITES, 64.0))
+    layout = layout_of(plan(FEDAVG), P)
+    return Phase(MESSAGE, SITES, 10.0, Collector(PlainSums(layout, MESSAGE.task, 64.0), MESSAGE, SITES))
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def context(authenticated: str | None, says: str | None = None) -> FLContext:
 def result(value: float = 1.0, **head: Any) -> Shareable:
     shareable = Shareable()
     good = {
-        "version": 1, "task": TRAIN, "round": 1, "step": 0, "session": "session",
+        "version": wire.VERSION, "task": TRAIN, "round": 1, "step": 0, "session": "session",
         "weights": {"update": 16.0, "training_sums": 1.0},
         "vectors": {"update": ["<f4", P], "training_sums": ["<f8", len(TRAINING_SUMS)]},
     }  # fmt: skip

@@ -51,6 +51,7 @@ class Engine:
             get_app_config_dir=lambda _: str(self.base / "config"),
             get_site_config_dir=lambda: str(self.base / "local"),
             get_run_dir=lambda _: str(self.base / "run"),
+            get_startup_kit_dir=lambda: str(self.base / "startup"),
         )
 
     def get_component(self, _: str) -> object:

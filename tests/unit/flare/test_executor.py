@@ -21,11 +21,11 @@ from fairflare.flare import wire
 from fairflare.flare.executor import PLAN, FairFlareExecutor
 from fairflare.jobs import write_job
 from fairflare.models import initial_vector
-from fairflare.policy import CATALOG_NAME, DataCatalog, write_catalog
-from fairflare.presets import FEDAVG, heart
-from tests.federation.support import make_hospitals
+from fairflare.policy import CATALOG_NAME, POLICY_NAME, DataCatalog, open_policy, write_catalog, write_policy
+from fairflare.presets import FEDAVG, UNPROTECTED, heart
+from tests.federation.support import changed, make_hospitals
 
-THE_PLAN = heart("heart_test", FEDAVG)
+THE_PLAN = changed(heart("heart_test", FEDAVG), protection=UNPROTECTED)
 SITE = "hospital-1"
 
 
@@ -44,6 +44,8 @@ class Engine:
             get_app_config_dir=lambda _: str(self.base / "config"),
             get_site_config_dir=lambda: str(self.base / "local"),
             get_run_dir=lambda _: str(self.base / "run"),
+            get_root_dir=lambda: str(self.base),
+            get_startup_kit_dir=lambda: str(self.base / "startup"),
         )
 
 
@@ -52,6 +54,7 @@ def base(tmp_path: Path) -> Path:
     job = write_job(THE_PLAN, tmp_path / "job")
     (job / "app" / "config").rename(tmp_path / "config")
     (tmp_path / "local").mkdir()
+    write_policy(tmp_path / "local", open_policy(tmp_path.parent / "store"))
     write_catalog(tmp_path / "local", make_hospitals(tmp_path / "data", THE_PLAN, [SITE], 40))
     return tmp_path
 
@@ -112,6 +115,38 @@ def test_a_site_that_restarted_must_join_again(context: FLContext) -> None:
     assert code(answer) == "FF-ROUND-NOT-JOINED"
 
 
+def masked_job(base: Path) -> None:
+    job = write_job(changed(heart("heart_test", FEDAVG)), base / "masked")
+    (job / "app" / "config" / PLAN).replace(base / "config" / PLAN)
+
+
+def join_masked(base: Path, context: FLContext) -> object:
+    masked_job(base)
+    plan_sha256 = heart("heart_test", FEDAVG).sha256
+    return code(FairFlareExecutor().execute(JOIN, message(JOIN, plan_sha256=plan_sha256), context, Signal()))
+
+
+def test_a_simulated_site_joins_a_masked_job(base: Path, context: FLContext) -> None:
+    assert join_masked(base, context) is None
+    assert (base.parent / "store" / SITE / "heart" / "reveals.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_policy_can_ask_for_a_start_up_kit(base: Path, context: FLContext) -> None:
+    write_policy(base / "local", open_policy(base.parent / "store", identities="kit"))
+    assert join_masked(base, context) == "FF-POLICY-IDENTITY"
+
+
+def test_a_half_installed_kit_is_no_simulation(base: Path, context: FLContext) -> None:
+    (base / "startup").mkdir()
+    (base / "startup" / "client.crt").write_text("", encoding="utf-8")
+    assert join_masked(base, context) == "FF-SECAGG-CERTIFICATE"
+
+
+def test_what_must_last_does_not_lie_where_flare_erases(base: Path, context: FLContext) -> None:
+    write_policy(base / "local", open_policy(base / "store"))
+    assert join_masked(base, context) == "FF-POLICY-STORE"
+
+
 def test_a_task_of_another_plan_is_not_done(context: FLContext) -> None:
     answer = FairFlareExecutor().execute(JOIN, message(JOIN, plan_sha256="0" * 64), context, Signal())
     assert code(answer) == "FF-ROUND-PLAN"
@@ -139,7 +174,17 @@ def broken_plan(base: Path) -> None:
     (base / "config" / PLAN).write_text("{", encoding="utf-8")
 
 
+def no_policy(base: Path) -> None:
+    (base / "local" / POLICY_NAME).unlink()
+
+
+def strict_policy(base: Path) -> None:
+    write_policy(base / "local", open_policy(base.parent / "store").model_copy(update={"protection": "masked"}))
+
+
 DEFECTS = {
+    "no policy": (no_policy, "FF-POLICY-FILE"),
+    "a policy that does not allow the plan": (strict_policy, "FF-POLICY-REFUSED"),
     "no catalogue": (no_catalog, "FF-CAT-FILE"),
     "another site's catalogue": (other_sites_catalog, "FF-CAT-UNKNOWN-SITE"),
     "no manifest": (no_manifest, "FF-CAT-MISSING-FILE"),

@@ -1,0 +1,527 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What masks do, and do not do, for one plan and so many sites: what people want to know before they say yes.
+
+Every number follows from the code that runs: thresholds from the session's parameters, bytes from the encoders of the
+messages (filled with zeros, since no length depends on data), seconds from the kernel, measured here and now.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fairflare.engine.masked import params_of, update_codec
+from fairflare.engine.messages import (
+    CONFIRM,
+    JOIN,
+    MEASURE,
+    PREPARE,
+    SESSION,
+    TRAIN,
+    TRAIN_ALONE,
+    UNMASK,
+    Layout,
+    layout_of,
+)
+from fairflare.errors import SecaggError
+from fairflare.models import build, parameter_count
+from fairflare.plan import Masking, Plan
+from fairflare.plan.rules import OPEN_RISKS, PAIR_SUMS
+from fairflare.secagg.envelope import Item, offer_data, opening_data, pack
+from fairflare.secagg.identity import KIT, development_identity
+from fairflare.secagg.masking import add_masks
+from fairflare.secagg.params import Params, VectorParams, most_colluders, threshold
+from fairflare.secagg.state import Offer
+from fairflare.secagg.transcript import (
+    CIPHER_BYTES,
+    SHARE_BYTES,
+    Dealt,
+    Join,
+    Joining,
+    Keys,
+    Shares,
+    Signed,
+    Step,
+    Unmask,
+    Upload,
+    agree,
+    confirms_message,
+    dealers_message,
+    pair_key,
+    roster_message,
+    signed_list,
+)
+
+UPDATE = "update"
+_HASH, _SIGNATURE, _KIT_SIGNATURE = bytes(32), bytes(64), bytes(256)
+#: Work that took longer than this is not repeated for a median.
+_PATIENCE = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A moment of a round: fewest sites that must still be there, and so how many of all may be gone by then."""
+
+    name: str
+    least: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One message to a site and its answer: vectors and protocol messages, in bytes."""
+
+    task: str
+    down: int
+    up: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one site gets and sends in one part of a job while everybody is there; heads and transport apart."""
+
+    part: str
+    trips: tuple[Trip, ...]
+    down: int
+    up: int
+
+    @classmethod
+    def of(cls, part: str, *trips: Trip) -> Traffic:
+        """With the sums of its trips."""
+        return cls(part, trips, sum(trip.down for trip in trips), sum(trip.up for trip in trips))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that masks add to one round, on the machine that was asked.
+
+    ``site``: rounding and masking all vectors of a round, key agreement included. ``server``: adding everybody's
+    updates and taking the self-masks out. ``server_lost``: the same with one site lost after it dealt its shares, or
+    ``None`` where no loss is survived.
+    """
+
+    site: float
+    server: float
+    server_lost: float | None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Everything that ``fairflare secagg explain`` says.
+
+    Attributes
+    ----------
+    plan, plan_sha256, sites, parameters
+        What was asked, and the length of the model's vector.
+    threshold, least_sites
+        t; and the fewest sites of a sum of updates, max(t, ``min_sites``).
+    colluders, most_colluders
+        c of the plan, and the most that so many sites allow.
+    stages
+        What a round survives.
+    traffic
+        The start, then each kind of round.
+    speed
+        ``None`` if nothing was measured.
+    dropouts, server_learns, hospitals_learn, not_protected
+        Plain sentences.
+    """
+
+    plan: str
+    plan_sha256: str
+    sites: int
+    parameters: int
+    threshold: int
+    least_sites: int
+    colluders: int
+    most_colluders: int
+    stages: tuple[Stage, ...]
+    traffic: tuple[Traffic, ...]
+    speed: Speed | None
+    dropouts: tuple[str, ...]
+    server_learns: tuple[str, ...]
+    hospitals_learn: tuple[str, ...]
+    not_protected: tuple[str, ...]
+
+
+def explain(plan: Plan, sites: int, *, measure: bool = True) -> Explained:
+    """What masks do for ``plan`` with a roster of ``sites``; ``measure=False`` leaves the seconds out.
+
+    Raises
+    ------
+    SecaggError
+        ``FF-SECAGG-PLAN`` for a plan without masks; ``FF-SECAGG-SITES`` or ``FF-SECAGG-COLLUDERS`` where a session of
+        so many sites would not begin.
+    """
+    masking = plan.protection.masking
+    if masking is None:
+        raise SecaggError(
+            "FF-SECAGG-PLAN",
+            got=f"the plan '{plan.name}', which has no masks: the server sees every site's update, sums and counts",
+            expected="a plan with protection 'masked'",
+            next_step="ask for masks in the plan's 'protection', or explain another plan",
+        )
+    layout = layout_of(plan, parameter_count(build(plan)))
+    params = params_of(layout, KIT)
+    params.verify_sites(sites)
+    return Explained(
+        plan=plan.name, plan_sha256=plan.sha256, sites=sites, parameters=layout.vectors[UPDATE].length,
+        threshold=threshold(sites), least_sites=params.least(sites), colluders=masking.colluders,
+        most_colluders=most_colluders(sites), stages=stages(params, sites),
+        traffic=traffic(layout, [f"site-{number}" for number in range(1, sites + 1)]),
+        speed=speed(layout, sites) if measure else None, dropouts=tuple(_dropouts(plan, masking, params, sites)),
+        server_learns=tuple(_server_learns(plan, masking)),
+        hospitals_learn=tuple(_hospitals_learn(plan, masking, sites)), not_protected=tuple(_not_protected(plan)),
+    )  # fmt: skip
+
+
+def stages(params: Params, sites: int) -> tuple[Stage, ...]:
+    """Fewest sites at each moment of a round; losses of all moments together count.
+
+    The protocol asks for t consents and sets of shares; the engine also for the plan's ``min_sites``, at every moment.
+    """
+    least = params.least(sites)
+    moments = [
+        ("exact statistics: keys and vectors", sites),
+        ("update: keys", least),
+        ("update: shares of the keys", least),
+        ("update: masked vector", least),
+        ("update: consent to the set of survivors", least),
+        ("update: shares that take the masks out", least),
+    ]
+    return tuple(Stage(name, fewest, sites - fewest) for name, fewest in moments)
+
+
+# --------------------------------------------------------------------------------------------------------------- bytes
+
+
+class Messages:
+    """The protocol's items for a roster of ``names``, everybody present, made by the real encoders."""
+
+    def __init__(self, params: Params, names: Sequence[str]) -> None:
+        self.params = params
+        self.names = names
+        self.certificate = development_identity(names[0]).certificate  # about as long as a kit's
+        self.sites = range(1, len(names) + 1)
+
+    def join(self, name: str) -> Item:
+        """What one site says when it joins for the first time: it has seen no other site's memory."""
+        return Item("join", 0, self._joining(name).encoded())
+
+    def roster(self) -> Item:
+        """Everybody's JOIN."""
+        return Item("roster", 0, roster_message([self._joining(name) for name in self.names]))
+
+    def _joining(self, name: str) -> Joining:
+        join = Join(
+            "0" * 32, self.params.encoded(), name, _HASH, _HASH, _HASH, _HASH, 0, _HASH, (), self.params.plan_sha256
+        )  # fmt: skip
+        return Joining(join.encoded(), _KIT_SIGNATURE, self.certificate)
+
+    def offer(self, label: str) -> Item:
+        """A new step."""
+        return Item("offer", 0, offer_data(Offer(0, label, 0)))
+
+    def keys(self, label: str) -> Item:
+        """A site's keys for it."""
+        return Item("keys", 0, self._keys(label).encoded())
+
+    def keyset(self, label: str) -> Item:
+        """Everybody's keys."""
+        return Item("keyset", 0, signed_list("keyset", [self._keys(label) for _ in self.sites]))
+
+    def _keys(self, label: str) -> Signed:
+        return Signed(Keys(_step(label), 0, _HASH, _HASH).encoded(), _SIGNATURE)
+
+    def shares(self) -> Item:
+        """A site's dealing."""
+        return Item("shares", 0, self._dealt().encoded())
+
+    def dealers(self) -> Item:
+        """Everybody's dealing."""
+        return Item("dealers", 0, dealers_message([self._dealt() for _ in self.sites]))
+
+    def _dealt(self) -> Dealt:
+        hashes = (_HASH,) * len(self.sites)
+        shares = Shares(_step(UPDATE), _HASH, 0, hashes[1:], hashes, hashes)
+        return Dealt(Signed(shares.encoded(), _SIGNATURE), (bytes(CIPHER_BYTES),) * (len(self.sites) - 1))
+
+    def upload(self, label: str) -> Item:
+        """A site's signature of a vector."""
+        return Item("upload", 0, self._upload(label).encoded())
+
+    def survivors(self) -> Item:
+        """Everybody's signatures of the update."""
+        return Item("survivors", 0, self._uploads(UPDATE))
+
+    def opening(self, label: str) -> Item:
+        """Everybody's signatures and words of a statistic."""
+        words = np.zeros(self.params.vector(label).length, dtype=np.uint64)
+        return Item("opening", 0, opening_data(self._uploads(label), [words for _ in self.sites]))
+
+    def _uploads(self, label: str) -> bytes:
+        return signed_list("survivors", [self._upload(label) for _ in self.sites])
+
+    def _upload(self, label: str) -> Signed:
+        payload = _HASH if self.params.vector(label).mode == "closed" else b""
+        return Signed(Upload(_HASH, 0, 0, payload).encoded(), _SIGNATURE)
+
+    def confirm(self) -> Item:
+        """A site's consent to the set of survivors."""
+        return Item("confirm", 0, _SIGNATURE)
+
+    def confirms(self) -> Item:
+        """Everybody's consent."""
+        return Item("confirms", 0, confirms_message([(site, _SIGNATURE) for site in self.sites]))
+
+    def unmask(self) -> Item:
+        """A site's shares of everybody's self-mask."""
+        unmask = Unmask(_HASH, _HASH, (bytes(SHARE_BYTES),) * len(self.sites), ())
+        return Item("unmask", 0, Signed(unmask.encoded(), _SIGNATURE).encoded())
+
+
+def _step(label: str) -> Step:
+    return Step(_HASH, 0, label)
+
+
+def traffic(layout: Layout, names: Sequence[str]) -> tuple[Traffic, ...]:
+    """What a site gets and sends at the start and in each kind of round."""
+    messages = Messages(params_of(layout, KIT), names)
+    method = layout.plan.method
+    rounds = []
+    if not method.lagged:
+        rounds.append(_measured_round(layout, messages))
+    if method.lagged or method.measured_every > 1:
+        rounds.append(_round_alone(layout, messages))
+    first = MEASURE if MEASURE in layout.tasks else TRAIN_ALONE
+    labels = [*layout.tasks[first], *(layout.tasks[TRAIN] if first == MEASURE else ())]
+    return (_start(layout, messages, labels), *rounds)
+
+
+def _start(layout: Layout, messages: Messages, labels: Sequence[str]) -> Traffic:
+    prepared = list(layout.tasks[PREPARE])
+    asked = [*prepared, *labels]
+    return Traffic.of(
+        "start",
+        Trip(JOIN, 0, _size([messages.join(messages.names[0])])),
+        Trip(
+            SESSION,
+            _size([messages.roster(), *map(messages.offer, asked)]),
+            _size([messages.keys(label) for label in asked]),
+        ),
+        Trip(
+            PREPARE,
+            _size([*map(messages.keyset, prepared), messages.keyset(UPDATE)]),
+            _size([*map(messages.upload, prepared), messages.shares()]) + _vectors(messages.params, prepared),
+        ),
+        # These sums come with the first task of the first round.
+        Trip("sums of prepare", _items(map(messages.opening, prepared)), 0),
+    )
+
+
+def _measured_round(layout: Layout, messages: Messages) -> Traffic:
+    measured, trained = list(layout.tasks[MEASURE]), list(layout.tasks[TRAIN])
+    risk = [messages.opening("risk_sums")] if "risk_sums" in measured else []
+    closed = [label for label in trained if label != UPDATE]
+    return Traffic.of(
+        "round",
+        Trip(MEASURE, _model(layout) + _size(map(messages.keyset, measured)), _uploaded(messages, measured)),
+        Trip(
+            TRAIN,
+            _size([*risk, messages.dealers(), *map(messages.keyset, closed)]),
+            _uploaded(messages, trained),
+        ),
+        *_end_of_round(messages, [*measured, *trained], []),
+    )
+
+
+def _round_alone(layout: Layout, messages: Messages) -> Traffic:
+    labels = list(layout.tasks[TRAIN_ALONE])
+    closed = [label for label in labels if label != UPDATE]
+    risk = [messages.opening("risk_sums")] if "risk_sums" in labels else []
+    down = _model(layout) + _size([messages.dealers(), *map(messages.keyset, closed)])
+    part = "round" if layout.plan.method.lagged else "round without group sums"
+    trip = Trip(TRAIN_ALONE, down, _uploaded(messages, labels))
+    return Traffic.of(part, trip, *_end_of_round(messages, labels, risk))
+
+
+def _end_of_round(messages: Messages, following: Sequence[str], opened: Sequence[Item]) -> tuple[Trip, Trip]:
+    """Consent and unmasking; keys and shares of a next round of the same kind ride along."""
+    return (
+        Trip(
+            CONFIRM,
+            _size([*opened, messages.survivors(), *map(messages.offer, following)]),
+            _size([messages.confirm(), *map(messages.keys, following)]),
+        ),
+        Trip(
+            UNMASK,
+            _size([messages.confirms(), messages.keyset(UPDATE)]),
+            _size([messages.unmask(), messages.shares()]),
+        ),
+    )
+
+
+def _uploaded(messages: Messages, labels: Sequence[str]) -> int:
+    return _vectors(messages.params, labels) + _size(map(messages.upload, labels))
+
+
+def _model(layout: Layout) -> int:
+    return 4 * layout.vectors[UPDATE].length
+
+
+def _vectors(params: Params, labels: Iterable[str]) -> int:
+    return sum(one.length * one.bits // 8 for one in map(params.vector, labels))
+
+
+def _size(items: Iterable[Item]) -> int:
+    return len(pack(list(items)))
+
+
+def _items(items: Iterable[Item]) -> int:
+    """Bytes that these add to a message which carries others already."""
+    return _size(items) - _size([])
+
+
+# ------------------------------------------------------------------------------------------------------------- seconds
+
+
+def speed(layout: Layout, sites: int) -> Speed:
+    """Time the kernel on vectors of the plan's length: median of three, or once if that takes long."""
+    params = params_of(layout, KIT)
+    labels = [label for task in (MEASURE, TRAIN, TRAIN_ALONE) for label in layout.tasks.get(task, ())]
+    vectors = list(map(params.vector, dict.fromkeys(labels)))
+    own, other = (X25519PrivateKey.generate() for _ in range(2))
+    public = other.public_key().public_bytes_raw()
+    codec, update = update_codec(layout.plan), np.zeros(layout.vectors[UPDATE].length, dtype=np.float32)
+    update += np.float32(codec.clip / 3)
+
+    def keys(number: int) -> list[bytes]:
+        return [pair_key(agree(own, public), _HASH, (1, public), (peer, public)) for peer in range(2, number + 2)]
+
+    def site() -> None:
+        for one in vectors:
+            _masked(one, keys(sites - 1), codec.encode(update, 1 << 20, os.urandom(32))[0] if one.bits == 32 else None)
+
+    words, total = (np.zeros(params.vector(UPDATE).length, dtype=np.uint32) for _ in range(2))
+
+    def server(uploads: int, masks: int) -> Callable[[], None]:
+        def work() -> None:
+            for _ in range(uploads):
+                np.add(total, words, out=total)
+            add_masks(total, [], [os.urandom(32) for _ in range(uploads)] + keys(masks))
+
+        return work
+
+    lost = _seconds(server(sites - 1, sites - 1)) if sites > params.least(sites) else None
+    return Speed(_seconds(site), _seconds(server(sites, 0)), lost)
+
+
+def _masked(vector: VectorParams, pairs: Sequence[bytes], words: np.ndarray | None) -> None:
+    if words is None:
+        add_masks(np.zeros(vector.length, dtype=np.uint64), pairs, [])
+    else:
+        add_masks(words, [*pairs, os.urandom(32)], [])
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    found: list[float] = []
+    while len(found) < 3 and max(found, default=0.0) < _PATIENCE:
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+# ----------------------------------------------------------------------------------------------------------- sentences
+
+
+def _dropouts(plan: Plan, masking: Masking, params: Params, sites: int) -> Iterable[str]:
+    least = params.least(sites)
+    spare = sites - least
+    if spare:
+        lost = "1 site may drop out" if spare == 1 else f"{spare} sites may drop out"
+        yield f"An update is opened over {least} sites or more, so {lost} of a round; with fewer the round is lost."
+    else:
+        why = "with three sites t is three" if sites == 3 else "a sum must be of all of them"
+        yield f"No dropout is survivable: {why}. A round in which a site is missing is lost."
+    yield "A lost round opens nothing and is never repeated; the next one goes on if enough sites are left."
+    action = "the sites train without a penalty" if masking.when_stale == "no_penalty" else "the run stops"
+    stale = "1 round" if masking.max_stale == 1 else f"{masking.max_stale} rounds"
+    text = (
+        "Exact statistics (counts, losses, group sums) need everybody: all sites of the session, or nothing is opened."
+    )
+    if getattr(plan.method, "penalties", ()):
+        text += f" While one is missing the last group sums act for up to {stale} more; then {action}."
+    yield text
+
+
+def _server_learns(plan: Plan, masking: Masking) -> Iterable[str]:
+    yield "The sums: every round's mean update, and the exact statistics of all sites together."
+    yield "The numbers of records of all sites together (N), and who the sites are (the roster)."
+    if plan.cells.minimum > 1:
+        yield f"For each group of patients, how many sites have {plan.cells.minimum} records of it or more."
+    yield "Who dropped out and when, who refused with which code, and how long each answer took."
+    if plan.training.aggregation == "records":
+        yield (
+            "The sum of weights of each set of survivors: where a site drops out, the difference is that site's number "
+            f"of records, rounded to {_units(masking.weight_unit)}."
+        )
+
+
+def _units(unit: int) -> str:
+    return "units of 1, so exactly" if unit == 1 else f"units of {unit}"
+
+
+def _hospitals_learn(plan: Plan, masking: Masking, sites: int) -> Iterable[str]:
+    yield "All totals: every hospital gets the sums of statistics, and with them its own part gives the others' sum."
+    yield f"{sites - 1} hospitals that put their numbers together know those of the last one: no sum can prevent that."
+    if masking.colluders:
+        who = "One hospital" if masking.colluders == 1 else f"Up to {masking.colluders} hospitals"
+        yield f"{who} colluding with the server can learn the sum of the others, and no more."
+    else:
+        yield "The plan counts on no hospital colluding with the server (colluders 0)."
+    yield from _equal_accuracy(plan, sites)
+
+
+def _equal_accuracy(plan: Plan, sites: int) -> Iterable[str]:
+    """Rule 9: from few hospitals' sums of risks each can work out another's."""
+    kind = plan.method.compares_hospitals
+    if kind is None:
+        yield (
+            "This plan does not compare hospitals with each other. Equal accuracy between hospitals would open the sum "
+            "of their risks: of two, each knows the other's (refused); of three, each knows the sum of the two others' "
+            "(only with consent); four is the least without, five where risks are weighted by records."
+        )
+        return
+    yield "Equal accuracy between hospitals opens the sum of their risks (mean losses); no squares, and no largest gap."
+    if OPEN_RISKS in plan.consents:
+        yield "By the plan's consent each hospital's risk may be known to all: do not count on it being hidden."
+    elif sites == 3:
+        yield f"Of three, each hospital knows the sum of the two others' risks; they agreed to that ('{PAIR_SUMS}')."
+    elif kind == "records":
+        yield f"Weighted by records, it needs five hospitals; here each of {sites} knows the others' sum only."
+    else:
+        yield f"Each of the {sites} hospitals knows the sum of the {sites - 1} others' risks, and no single one."
+
+
+def _not_protected(plan: Plan) -> Iterable[str]:
+    yield from _NEVER_PROTECTED
+    if plan.groups and plan.cells.sites < 2:
+        yield "Groups of one site: the sums of a group that only one site has are that site's own (cells.sites is 1)."
+
+
+_NEVER_PROTECTED = (
+    "The sum itself: a model and exact totals can reveal facts about single patients. Only noise (differential "
+    "privacy) limits that, and this plan adds none.",
+    "Poisoned inputs: a site can send what it likes within the clip, and masks hide which one it was.",
+    "Collusion of all other sites: they subtract their own numbers from the sum.",
+    "Time: how long a site trains shows about how many records it has.",
+    "The future: key agreement is X25519, not post-quantum; who records the traffic now may read it then.",
+    "Memory: Python cannot reliably wipe keys; a dump of a site's process may hold them.",
+)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both halves of a masked job must work out alike: parameters, weights, and the digest D of a task's inputs."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+
+from fairflare.engine.messages import Layout, Message
+from fairflare.errors import SecaggError
+from fairflare.plan import Masking, Plan
+from fairflare.secagg.fixedpoint import STATISTICS_FRACTION_BITS, UpdateCodec
+from fairflare.secagg.params import Params, VectorParams
+from fairflare.secagg.protection import Floats, VectorSpec
+from fairflare.secagg.transcript import task_digest, tensor_digest
+
+#: Which totals act in a round, as ``Message.text["totals"]`` says it.
+ACT, NONE = "act", "none"
+
+
+def masking_of(plan: Plan) -> Masking:
+    """The plan's ``protection.masking``; raises ``FF-SECAGG-PLAN`` for a plan without masks."""
+    if plan.protection.masking is None:
+        raise SecaggError(
+            "FF-SECAGG-PLAN",
+            got="a plan without masks",
+            expected="protection 'masked'",
+            next_step="this is a defect of FairFlare: report it",
+        )
+    return plan.protection.masking
+
+
+def update_codec(plan: Plan) -> UpdateCodec:
+    """How updates become words."""
+    masking = masking_of(plan)
+    return UpdateCodec(masking.clip, masking.norm_clip)
+
+
+def params_of(layout: Layout, identities: str) -> Params:
+    """What every JOIN of the job must say; ``identities`` is ``kit`` or ``development``."""
+    plan = layout.plan
+    masking, codec = masking_of(plan), update_codec(plan)
+
+    def vector(spec: VectorSpec) -> VectorParams:
+        if spec.dtype == "float32":
+            return VectorParams(spec.label, "open", spec.length + 1, 32, codec.fraction_bits, codec.clip)
+        return VectorParams(spec.label, "closed", spec.length, 64, STATISTICS_FRACTION_BITS, 0.0)
+
+    vectors = tuple(vector(spec) for _, spec in sorted(layout.vectors.items()))
+    return Params(
+        plan.sha256, identities, plan.federation.min_sites, masking.colluders, masking.weight_unit,
+        masking.norm_clip or 0.0, vectors,
+    )  # fmt: skip
+
+
+def coarse_records(records: int, unit: int) -> int:
+    """A site's records rounded to whole units, at least one: what weighs its update."""
+    return max(1, (2 * records + unit) // (2 * unit)) * unit
+
+
+def inputs_digest(message: Message, totals: Floats | None) -> bytes:
+    """D of a task: every tensor, number and text that the site's work depends on, and the totals that act.
+
+    The model of ``train`` came with ``measure``; here its hash stands for it.
+    """
+    vectors: dict[str, np.ndarray] = dict(message.vectors)
+    if totals is not None:
+        vectors["totals"] = totals
+    tensors = [_tensor(label, values) for label, values in vectors.items()]
+    numbers = [(name, struct.pack(">d", value)) for name, value in message.numbers.items()]
+    texts = [(name, value.encode("utf-8")) for name, value in message.text.items()]
+    return task_digest(message.task, message.round, message.step, tensors, [*numbers, *texts])
+
+
+def _tensor(label: str, values: np.ndarray) -> bytes:
+    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    return tensor_digest(label, little.dtype.str, values.shape, little.data.cast("B"))
+
+
+def label_steps(labels: Mapping[str, object], params: Params, mode: str) -> list[str]:
+    """Those of ``labels`` that travel in ``mode``, in a fixed order."""
+    return sorted(label for label in labels if params.vector(label).mode == mode)

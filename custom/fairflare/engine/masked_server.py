@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks at the server: which protocol messages go with the next task, and what replies add to which step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fairflare.engine.masked import inputs_digest, label_steps, params_of, update_codec
+from fairflare.engine.messages import JOIN, Layout, Message, Reply
+from fairflare.errors import RoundError
+from fairflare.fairness.groups import Floats
+from fairflare.secagg.envelope import UP, Item, offer_data, opening_data, pack, unpack
+from fairflare.secagg.fixedpoint import StatisticsCodec
+from fairflare.secagg.params import is_words
+from fairflare.secagg.protection import Opened
+from fairflare.secagg.server import ServerSession
+
+UPDATE, RISK = "update", "risk_sums"
+
+
+class MaskedServer:
+    """The server's masks in one session of a job.
+
+    Parameters
+    ----------
+    layout
+        The job's vectors.
+    identities
+        ``kit`` or ``development``: who vouches for the sites.
+    job
+        Name of the session.
+    """
+
+    def __init__(self, layout: Layout, identities: str, job: str) -> None:
+        self.layout = layout
+        self.params = params_of(layout, identities)
+        self.session = ServerSession(self.params, job)
+        self._codec = update_codec(layout.plan)
+        self._steps: dict[str, int] = {}
+        self._items: list[Item] = []
+        self._leaving: dict[str, int] = {}
+        self._newest: Item | None = None
+        self._update = -1
+
+    # --------------------------------------------------------------------------------------- what goes with a message
+
+    def begin(self, sites: Sequence[str]) -> None:
+        """Fix the roster; it goes with the next message."""
+        self._items.append(Item("roster", 0, self.session.begin(sites)))
+
+    def offer(self, labels: Iterable[str], fl_round: int) -> None:
+        """Begin a step for each label; sites answer the next message with keys."""
+        for label in labels:
+            offer = self.session.offer(label, fl_round)
+            self._steps[label] = offer.number
+            self._items.append(Item("offer", offer.number, offer_data(offer)))
+
+    def keyset_closed(self, labels: Iterable[str]) -> None:
+        """Let the next task bring these statistics, if every site of the session has keys for them."""
+        for label in label_steps(dict.fromkeys(labels), self.params, "closed"):
+            if self.has_keys([label], self.session.roster):
+                number = self._steps[label]
+                self._items.append(Item("keyset", number, self.session.keyset(number)))
+                self._leaving[label] = number
+
+    def keyset_open(self) -> None:
+        """Fix who is in the update's step; sites answer the next message with shares."""
+        number = self._steps[UPDATE]
+        self._items.append(Item("keyset", number, self.session.keyset(number)))
+
+    def dealers(self) -> None:
+        """Let the next task bring the update: everybody who dealt shares is told who did."""
+        number = self._steps[UPDATE]
+        self._items.append(Item("dealers", number, self.session.dealers(number)))
+        self._leaving[UPDATE] = number
+
+    def opening(self, label: str) -> None:
+        """Give every site what it needs to add a closed step up itself."""
+        number = self._steps[label]
+        item = Item("opening", number, opening_data(*self.session.opening(number)))
+        self._items.append(item)
+        if label == RISK:
+            self._newest = item
+
+    def reopen(self) -> None:
+        """Give the newest group sums once more: a site may have missed the task that they went with."""
+        if self._newest is not None and self._newest not in self._items:
+            self._items.append(self._newest)
+
+    def survivors(self) -> None:
+        """Fix which updates will be summed; sites answer the next message with their consent."""
+        number = self._steps[UPDATE]
+        self._items.append(Item("survivors", number, self.session.survivors(number)))
+        self._update = number
+
+    def confirms(self) -> None:
+        """Pass the consents on; sites answer the next message with shares."""
+        self._items.append(Item("confirms", self._update, self.session.confirms(self._update)))
+
+    def addressed(self, message: Message, totals: Floats | None) -> tuple[Message, MaskedSums]:
+        """The message with everything queued for it, and what its replies are added to."""
+        message = replace(message, protocol=pack(self._items) if self._items else b"")
+        for number in self._leaving.values():
+            self.session.expect(number, inputs_digest(message, totals), message.task)
+        sums = MaskedSums(self, message.task, dict(self._leaving))
+        self._items, self._leaving = [], {}
+        return message, sums
+
+    def drop_queue(self) -> None:
+        """Forget what was to go with the next message: the round is lost."""
+        self._items, self._leaving, self._steps = [], {}, {}
+
+    def drop_steps(self) -> None:
+        """Forget steps that were begun; what else is queued stays."""
+        self._items = [item for item in self._items if item.kind not in ("offer", "keyset")]
+        self._steps, self._leaving = {}, {}
+
+    # --------------------------------------------------------------------------------------------------- what is known
+
+    def has_keys(self, labels: Iterable[str], sites: Iterable[str]) -> bool:
+        """Whether all ``sites`` sent keys for the newest step of each label."""
+        wanted = set(sites)
+        return all(
+            label in self._steps and wanted <= set(self.session.with_keys(self._steps[label])) for label in labels
+        )
+
+    def has_shares(self, sites: Iterable[str]) -> bool:
+        """Whether all ``sites`` dealt shares for the newest step of the update."""
+        return UPDATE in self._steps and set(sites) <= set(self.session.with_shares(self._steps[UPDATE]))
+
+    def unmasked(self) -> tuple[Opened, tuple[str, ...]]:
+        """The update's weighted mean over its survivors (weight 1), and who they are."""
+        words, sites = self.session.unmasked(self._update)
+        mean, _ = self._codec.decode(words.astype(np.uint32, copy=False), len(sites))
+        return Opened(mean, 1.0, sites), sites
+
+    def closed(self, label: str, number: int) -> Opened:
+        """The sum of a closed step over the whole roster; raises while a site is missing."""
+        sites = self.session.roster
+        total = StatisticsCodec(len(sites)).decode(self.session.opened(number).astype(np.uint64, copy=False))
+        if (total < 0).any():
+            raise RoundError(
+                "FF-ROUND-RANGE",
+                got=f"a negative sum in '{label}'",
+                expected="sums of counts, losses or probabilities",
+                next_step="a site sends what cannot be; masks hide which one: compare the sites' own logs",
+            )
+        return Opened(total, float(len(sites)), sites)
+
+
+class MaskedSums:
+    """Replies to one message: masked vectors by step, and protocol messages."""
+
+    def __init__(self, masks: MaskedServer, task: str, numbers: Mapping[str, int]) -> None:
+        self._masks = masks
+        self._task = task
+        self._numbers = numbers
+
+    def check(self, site: str, reply: Reply) -> None:
+        """Refuse other vectors than were asked for, any weight in clear, and whatever the protocol does not allow."""
+        if set(reply.payloads) != set(self._numbers):
+            raise _refused("KEYS", "other vectors than were asked for", ", ".join(self._numbers) or "none")
+        session, items = self._masks.session, unpack(reply.protocol, UP)
+        uploads = self._uploads(items)
+        for label, number in self._numbers.items():
+            payload = reply.payloads[label]
+            if payload.weight is not None:
+                raise _refused("WEIGHT", f"a weight of '{label}' in clear", "a weight inside the masked vector")
+            if not is_words(payload.values, self._masks.params.vector(label)):
+                raise _refused("SHAPE", f"no masked words of '{label}'", "the length and the type of the plan")
+            session.verify_upload(site, number, uploads[number], payload.values)
+        for item in items:
+            self._take(site, item)
+
+    def _uploads(self, items: Sequence[Item]) -> dict[int, bytes]:
+        found = {item.number: item.data for item in items if item.kind == "upload"}
+        several = len(found) != sum(item.kind == "upload" for item in items)
+        if several or set(found) != set(self._numbers.values()):
+            raise _refused("KEYS", "signatures of other vectors than were asked for", "one for each vector")
+        return found
+
+    def _take(self, site: str, item: Item) -> None:
+        session = self._masks.session
+        if (item.kind == "join") != (self._task == JOIN):
+            raise _refused("KEYS", f"a message '{item.kind}' in answer to {self._task}", "what was asked for")
+        if item.kind == "join":
+            session.join(site, item.data)
+        elif item.kind == "keys":
+            session.keys(site, item.number, item.data)
+        elif item.kind == "shares":
+            session.shares(site, item.number, item.data)
+        elif item.kind == "confirm":
+            session.confirm(site, item.number, item.data)
+        elif item.kind == "unmask":
+            session.unmask(site, item.number, item.data)
+
+    def add(self, site: str, reply: Reply) -> None:
+        """Add the masked words to their steps."""
+        uploads = self._uploads(unpack(reply.protocol, UP))
+        for label, number in self._numbers.items():
+            self._masks.session.upload(site, number, uploads[number], reply.payloads[label].values)
+
+    def opened(self) -> Mapping[str, Opened]:
+        """Statistics of which every site sent its part; an update is opened by unmasking only."""
+        session = self._masks.session
+        return {
+            label: self._masks.closed(label, number)
+            for label, number in self._numbers.items()
+            if label != UPDATE and session.is_whole(number)
+        }
+
+
+def _refused(code: str, got: str, expected: str) -> RoundError:
+    return RoundError(
+        f"FF-ROUND-{code}",
+        got=got,
+        expected=expected,
+        next_step="check that server and sites run the same version and plan; look at the site's own log",
+    )

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks at the site: runs the protocol's half beside the site's work, and turns its vectors into masked words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fairflare.data.manifest import SiteData
+from fairflare.engine.cells import CellRule, Kept
+from fairflare.engine.incoming import refused
+from fairflare.engine.masked import (
+    ACT,
+    coarse_records,
+    inputs_digest,
+    label_steps,
+    masking_of,
+    params_of,
+    update_codec,
+)
+from fairflare.engine.messages import JOIN, STEP, TRAIN, TRAIN_ALONE, Layout, Message
+from fairflare.errors import SecaggError
+from fairflare.fairness.groups import Floats
+from fairflare.secagg.envelope import DOWN, Item, pack, parse_offer, parse_opening, unpack
+from fairflare.secagg.fixedpoint import StatisticsCodec
+from fairflare.secagg.identity import Identity, Trust
+from fairflare.secagg.memory import Memory
+from fairflare.secagg.protection import Payload, SiteProtection, VectorSpec, Weighted
+from fairflare.secagg.site import SiteSession
+from fairflare.secagg.state import Words
+from fairflare.secagg.transcript import refuse
+from fairflare.seeds import seed_for
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a site needs for masks: who it is, whom it believes, what it revealed before, and what its policy allows.
+
+    ``cohort_changes``: other cohorts of the same statistic that the policy allows.
+    """
+
+    identity: Identity
+    trust: Trust
+    memory: Memory
+    cohort_changes: int = 0
+
+
+class MaskedSite(SiteProtection):
+    """One site's masks in one job; a new session at every ``join``.
+
+    Parameters
+    ----------
+    name, layout
+        The site and the job's vectors.
+    identity, trust
+        Who signs for it, and whom it believes.
+    memory
+        What it revealed before.
+    cohort_changes
+        How many other cohorts of the same statistic its policy allows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layout: Layout,
+        identity: Identity,
+        trust: Trust,
+        memory: Memory,
+        *,
+        cohort_changes: int = 0,
+    ) -> None:
+        self.name = name
+        self.layout = layout
+        self.params = params_of(layout, identity.kind)
+        self.rule = CellRule(layout.plan, layout.method.measures())
+        self.totals_round = -1
+        self.kept: Kept | None = None
+        self.cells: Floats | None = None
+        self._own_kept: Kept | None = None
+        self._identity, self._trust, self._memory = identity, trust, memory
+        self._changes = cohort_changes
+        self._session: SiteSession | None = None
+        self._steps: dict[str, int] = {}
+        self._answers: list[Item] = []
+        self._later: list[Item] = []
+        self._message: Message | None = None
+        self._totals: Floats | None = None
+        self._weights: tuple[int, int] = (0, 0)
+
+    # -------------------------------------------------------------------------------------------- before the local work
+
+    def receive(self, message: Message) -> None:
+        """Do what the protocol messages of a task ask for; raises before the local work if one of them is wrong."""
+        self._message, self._answers, self._later = message, [], []
+        items = unpack(message.protocol, DOWN)
+        if message.task == JOIN:
+            self._join(message)
+            return
+        session = self._running()
+        for kind in DOWN:
+            for item in items:
+                if item.kind == kind:
+                    self._handle(session, item)
+        if message.round > 0:
+            session.end_round(message.round - 1)
+
+    def _join(self, message: Message) -> None:
+        session = SiteSession(
+            self._identity, self._trust, self.params, self._memory, message.session, cohort_changes=self._changes
+        )
+        self._session, self._steps, self._totals, self.totals_round = session, {}, None, -1
+        self.kept, self.cells, self._weights = None, None, (0, 0)
+        self._answers = [Item("join", 0, session.join())]
+
+    def _handle(self, session: SiteSession, item: Item) -> None:
+        if item.kind == "roster":
+            session.begin(item.data)
+        elif item.kind == "opening":
+            self._open(session, item)
+        elif item.kind == "keyset":
+            session.keyset(item.number, item.data)
+            if session.vector(item.number).mode == "open":
+                self._answers.append(Item("shares", item.number, session.deal(item.number)))
+        elif item.kind == "dealers":
+            session.dealers(item.number, item.data)
+        elif item.kind == "survivors":
+            self._answers.append(Item("confirm", item.number, session.confirm(item.number, item.data)))
+        elif item.kind == "confirms":
+            self._answers.append(Item("unmask", item.number, session.unmask(item.number, item.data)))
+        else:
+            self._later.append(item)
+
+    def _open(self, session: SiteSession, item: Item) -> None:
+        vector = session.vector(item.number)
+        if vector.label == "risk_sums" and self.totals_round == session.round_of(item.number):
+            return  # this site has these already; the message is for one that does not
+        survivors, payloads = parse_opening(item, vector)
+        words = session.opening(item.number, survivors, payloads)
+        total = StatisticsCodec(len(session.roster)).decode(words.astype(np.uint64))
+        if vector.label == "counts":
+            self._weights = (self._weights[0], round(total[-1]))
+        elif vector.label == "cells":
+            self.cells = total
+            if self._own_kept is not None:
+                self.kept = self.rule.kept(total) & self._own_kept
+        elif vector.label == "risk_sums":
+            self._totals, self.totals_round = total, session.round_of(item.number)
+
+    # --------------------------------------------------------------------------------------------- for the local work
+
+    def counts(self, data: SiteData) -> dict[str, Weighted]:
+        """``counts``: records by split, and what weighs this site's update."""
+        own = coarse_records(len(data.training), masking_of(self.layout.plan).weight_unit)
+        self._weights = (own, 0)
+        counts = [len(data.training), len(data.validation), len(data.test), data.opted_out, own]
+        return {"counts": Weighted(np.array(counts, dtype=np.float64))}
+
+    def prepare(self, data: SiteData) -> dict[str, Weighted]:
+        """``counts`` and ``cells``: what is opened before anything else, and frozen for the session."""
+        vectors = self.counts(data)
+        if self.rule.length:
+            bits, self._own_kept = self.rule.own(data)
+            vectors["cells"] = Weighted(bits)
+        return vectors
+
+    def verify_cells(self) -> None:
+        """Raise unless it is known which cells may be opened, if the plan asks for that."""
+        if self.rule.length and self.kept is None:
+            refuse("CELLS", "a task before the cells were counted", "the opening of 'cells' first")
+
+    @property
+    def share(self) -> float:
+        """The site's part p_s of the aggregate, from verified openings; raises ``FF-SECAGG-WEIGHT`` without them."""
+        own, total = self._weight()
+        return own / total
+
+    def _weight(self) -> tuple[int, int]:
+        sites = len(self._running().roster)
+        own, total = self._weights
+        if self.layout.plan.training.aggregation == "uniform":
+            return 1, sites
+        if not 0 < own <= total:
+            refuse("WEIGHT", "a total of weights that cannot be", "the verified sum of all sites' weights")
+        return own, total
+
+    def totals(self, message: Message) -> Floats:
+        """The group sums that act in this round, as this site added them up itself; zeros where none may act."""
+        plan = self.layout.plan
+        masking, method = masking_of(plan), plan.method
+        length = self.layout.vectors["risk_sums"].length if "risk_sums" in self.layout.vectors else 0
+        oldest = (1 if method.lagged else method.measured_every - 1) + masking.max_stale
+        usable = self._totals is not None and message.round - self.totals_round <= oldest
+        act = message.text.get("totals") == ACT
+        none_yet = self._totals is None and method.lagged
+        if act != usable or (not act and length and not none_yet and masking.when_stale == "stop"):
+            got = "a round that is to go on with totals this site does not have" if act else "a round without totals"
+            refuse("TOTALS", got, f"totals that are at most {oldest} rounds old, or none where there are none")
+        return np.zeros(length) if self._totals is None or not act else self._totals
+
+    # -------------------------------------------------------------------------------------------- after the local work
+
+    def withheld(self, task: str) -> tuple[str, ...]:
+        """Statistics that do not leave in this task, because not every site of the session can take part in them."""
+        closed = label_steps(self.layout.tasks[task], self.params, "closed")
+        session = self._running() if closed else None
+        return tuple(label for label in closed if session is None or not session.is_ready(self._steps.get(label, -1)))
+
+    def protect(
+        self, specs: Mapping[str, VectorSpec], vectors: Mapping[str, Weighted]
+    ) -> tuple[dict[str, Payload], bytes]:
+        """Encode and mask the vectors of a task, and answer the offers of its message."""
+        message = self._message
+        if message is None:
+            raise RuntimeError("protect() before receive()")
+        payloads: dict[str, Payload] = {}
+        if specs:
+            words = {label: self._encoded(label, vectors[label].values, message) for label in specs}
+            payloads = self._uploaded(message, words)
+        if self._later:
+            self._start(self._later, message)
+        return payloads, pack(self._answers)
+
+    def _uploaded(self, message: Message, words: Mapping[str, Words]) -> dict[str, Payload]:
+        session = self._running()
+        totals = self.totals(message) if message.task in (TRAIN, STEP, TRAIN_ALONE) else None
+        order = [(self._steps.get(label, -1), words[label]) for label in words]
+        # The memory knows a question by its round, and the step's round is what the server offered it as.
+        if any(session.round_of(number) != message.round for number, _ in order):
+            refuse("ROUND", "a step of another round than the task", "steps of the task's own round")
+        signed = session.upload(order, inputs_digest(message, totals), message.task)
+        for (number, _), one in zip(order, signed, strict=True):
+            self._answers.append(Item("upload", number, one.encoded()))
+        return {label: Payload(words[label], None) for label in words}
+
+    def _encoded(self, label: str, values: np.ndarray, message: Message) -> Words:
+        if self.params.vector(label).mode == "closed":
+            return StatisticsCodec(len(self._running().roster)).encode(values)
+        codec, (own, total) = update_codec(self.layout.plan), self._weight()
+        seed = seed_for(self.layout.plan.training.seed, "rounding", self.name, message.round)
+        # Rounding is not secret: seeded, it lets the same plan give the same model twice.
+        words, _ = codec.encode(values, codec.weight(own, total), hashlib.sha256(seed.to_bytes(16, "little")).digest())
+        return words
+
+    def _start(self, items: list[Item], message: Message) -> None:
+        offers = [parse_offer(item) for item in items]
+        if any(offer.fl_round - message.round not in (0, 1) for offer in offers):
+            refuse("ROUND", "keys for another round than this or the next one", "steps of these rounds")
+        for offer, keys in zip(offers, self._running().keys(offers), strict=True):
+            self._steps[offer.label] = offer.number
+            self._answers.append(Item("keys", offer.number, keys))
+
+    def _running(self) -> SiteSession:
+        if self._session is None:
+            raise SecaggError(
+                "FF-SECAGG-SESSION",
+                got="a task before join",
+                expected="join first, also after a restart",
+                next_step="the server must begin a new session",
+            )
+        return self._session
+
+
+def masked_site(name: str, layout: Layout, masks: Masks | None) -> MaskedSite | None:
+    """The site's half of the masks, for a plan that has them."""
+    if not layout.plan.protection.masked:
+        return None
+    if masks is None:
+        raise refused("MASKS", "a plan with masks at a site without an identity", "a start-up kit, and a policy")
+    return MaskedSite(name, layout, masks.identity, masks.trust, masks.memory, cohort_changes=masks.cohort_changes)

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who plays a plan's two halves: what trains, or what only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fairflare.data.manifest import SiteData
+from fairflare.engine import masked_coordinator
+from fairflare.engine.feasibility import CountingCoordinator, CountingSite, MaskedCountingCoordinator
+from fairflare.engine.masked_site import Masks
+from fairflare.engine.server import Coordinator, Start
+from fairflare.engine.site import Site
+from fairflare.plan import Plan
+
+
+def site_of(
+    name: str, plan: Plan, load: Callable[[], SiteData], folder: Path, weights: Path | None, masks: Masks | None
+) -> Site:
+    """The site that a plan asks for; see :class:`~fairflare.engine.site.Site`."""
+    return (CountingSite if plan.method.counts_only else Site)(name, plan, load, folder, weights, masks)
+
+
+def coordinator_of(plan: Plan, folder: Path, start: Start) -> Coordinator:
+    """The coordinator that a plan asks for."""
+    if not plan.method.counts_only:
+        return masked_coordinator.coordinator_of(plan, folder, start)
+    return (MaskedCountingCoordinator if plan.protection.masked else CountingCoordinator)(plan, folder, start)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a process of FLARE is: its start-up kit's certificate and key, or in a simulator nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from fairflare.engine.masked_site import Masks
+from fairflare.errors import PolicyError, SecaggError
+from fairflare.plan import Plan
+from fairflare.policy import SitePolicy
+from fairflare.privacy.reveals import RevealMemory
+from fairflare.secagg.identity import DEVELOPMENT, KIT, Identity, Trust, development_identity, kit_identity
+
+_SITE_FILES = ("client.crt", "client.key", "rootCA.pem")
+_SERVER_FILES = ("server.crt", "server.key", "rootCA.pem")
+
+
+def server_identities(startup: Path) -> Literal["kit", "development"]:
+    """Who vouches for the sites of a server with this start-up folder."""
+    return "kit" if _is_kit(startup, _SERVER_FILES) else "development"
+
+
+def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspace: Path) -> Masks | None:
+    """What a site needs for masks, or ``None`` for a plan without.
+
+    Raises
+    ------
+    PolicyError
+        ``FF-POLICY-IDENTITY``: without a start-up kit where the policy asks for one; ``FF-POLICY-STORE``.
+    SecaggError
+        For an incomplete kit, a broken certificate, or a memory that cannot be used.
+    """
+    if not plan.protection.masked:
+        return None
+    identity, root = _identity(policy, name, startup)
+    memory = RevealMemory(policy.memory_file(name, plan.task.data_set, workspace))
+    return Masks(identity, Trust(identity.kind, root, policy.peers or {}), memory, policy.cohort_changes)
+
+
+def _identity(policy: SitePolicy, name: str, startup: Path) -> tuple[Identity, bytes | None]:
+    if _is_kit(startup, _SITE_FILES):
+        certificate, key, root = ((startup / file).read_bytes() for file in _SITE_FILES)
+        return kit_identity(name, certificate, key), root
+    if policy.identities == KIT:
+        raise PolicyError(
+            "FF-POLICY-IDENTITY",
+            got="a site without a start-up kit, so nobody vouches for the sites' keys",
+            expected="a start-up kit, as the policy asks for",
+            next_step="start this site from its kit; for a simulation, write identities 'development' in its policy",
+        )
+    return development_identity(name), None
+
+
+def _is_kit(startup: Path, files: tuple[str, ...]) -> bool:
+    there = [file for file in files if (startup / file).is_file()]
+    if there and len(there) < len(files):
+        raise SecaggError(
+            "FF-SECAGG-CERTIFICATE",
+            got=f"a start-up folder with {', '.join(there)} only",
+            expected=", ".join(files),
+            next_step="install the whole start-up kit",
+        )
+    return bool(there)
+
+
+__all__ = ["DEVELOPMENT", "server_identities", "site_masks"]

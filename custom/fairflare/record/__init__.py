@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a run, ``record.json``: what happened, who took part, what came out; success is decided from it.
+
+The server writes it anew after every round (atomically), so it is complete at any moment. It names sites, never
+their single results: every number is a sum over sites or derived from one.
+"""
+
+from __future__ import annotations
+
+from fairflare.record.feasibility import ANY, MISSING, OTHER, WITHHELD, Feasibility, Use, VocabularyCell
+from fairflare.record.files import (
+    FILE_NAME,
+    MODEL_NAME,
+    PROGRESS_NAME,
+    find_record,
+    read_record,
+    session_number,
+    write_atomically,
+    write_record,
+)
+from fairflare.record.parts import (
+    Cell,
+    Collapse,
+    Final,
+    GroupLine,
+    LostRound,
+    PenaltyRecord,
+    Reason,
+    Refusal,
+    RoundRecord,
+    Seconds,
+    Session,
+    Sha256,
+)
+from fairflare.record.run import (
+    RunRecord,
+    best_model,
+    cells_from_sums,
+    changed,
+    group_lines,
+    results_of,
+    sums_from_cells,
+    validation_value,
+)
+
+__all__ = [
+    "ANY",
+    "FILE_NAME",
+    "MISSING",
+    "MODEL_NAME",
+    "OTHER",
+    "PROGRESS_NAME",
+    "WITHHELD",
+    "Cell",
+    "Collapse",
+    "Feasibility",
+    "Final",
+    "GroupLine",
+    "LostRound",
+    "PenaltyRecord",
+    "Reason",
+    "Refusal",
+    "RoundRecord",
+    "RunRecord",
+    "Seconds",
+    "Session",
+    "Sha256",
+    "Use",
+    "VocabularyCell",
+    "best_model",
+    "cells_from_sums",
+    "changed",
+    "find_record",
+    "group_lines",
+    "read_record",
+    "results_of",
+    "session_number",
+    "sums_from_cells",
+    "validation_value",
+    "write_atomically",
+    "write_record",
+]
