@@ -16,7 +16,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench real lock clean
+.PHONY: help setup demo test test-all lint bench fuzz real lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,14 @@ lint: setup  ## ruff, mypy and the import contracts
 
 bench: setup  ## measure time and memory
 	$(BIN)/python -m tests.benchmarks
+
+# The fuzzer has a folder of its own: the locked environment stays what it is, and no test needs it.
+fuzz: setup $(VENV)-fuzz/.complete  ## a million changed messages against secure aggregation (FUZZ_RUNS=<inputs>)
+	PYTHONPATH=$(VENV)-fuzz $(BIN)/python -m tests.fuzz
+
+$(VENV)-fuzz/.complete:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)-fuzz 'atheris>=2.3'
+	@touch $@
 
 real: setup  ## the study on public medical images in FAIRFLARE_DATA
 	$(BIN)/python poc/real_study.py

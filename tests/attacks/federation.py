@@ -32,6 +32,7 @@ from fairflare.secagg.identity import DEVELOPMENT, KIT, Identity, Trust, develop
 from fairflare.secagg.masking import add_masks
 from fairflare.secagg.memory import Memory
 from fairflare.secagg.params import Params, VectorParams
+from fairflare.secagg.schedule import agree, pair_key, self_key
 from fairflare.secagg.server import ServerSession
 from fairflare.secagg.site import SiteSession
 from fairflare.secagg.state import Offer
@@ -41,12 +42,9 @@ from fairflare.secagg.transcript import (
     Step,
     Unmask,
     Upload,
-    agree,
     confirm_message,
     confirms_message,
-    pair_key,
     parse_signed_list,
-    self_key,
     signed_list,
 )
 

@@ -16,9 +16,10 @@ from fairflare.secagg import masking, transcript
 from fairflare.secagg import site as site_module
 from fairflare.secagg.masking import add_masks, keystream
 from fairflare.secagg.params import VectorParams
+from fairflare.secagg.schedule import agree, pair_key
 from fairflare.secagg.site import SiteSession
 from fairflare.secagg.state import Offer
-from fairflare.secagg.transcript import Joining, Keys, agree, pair_key, roster_message, signed_list
+from fairflare.secagg.transcript import Joining, Keys, roster_message, signed_list
 from tests.attacks.federation import (
     INPUTS,
     JOB,

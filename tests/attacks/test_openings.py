@@ -12,9 +12,10 @@ import pytest
 from fairflare.errors import SecaggError
 from fairflare.secagg import site as site_module
 from fairflare.secagg.fixedpoint import UpdateCodec
+from fairflare.secagg.schedule import task_digest, tensor_digest, view_digest
 from fairflare.secagg.site import SiteSession
 from fairflare.secagg.state import sha256
-from fairflare.secagg.transcript import Signed, task_digest, tensor_digest, view_digest
+from fairflare.secagg.transcript import Signed
 from tests.attacks.federation import (
     INPUTS,
     LENGTH,

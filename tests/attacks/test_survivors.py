@@ -10,18 +10,12 @@ import pytest
 
 from fairflare.secagg import dealing as dealing_module
 from fairflare.secagg import params as params_module
+from fairflare.secagg import schedule, transcript
 from fairflare.secagg import server as server_module
 from fairflare.secagg import site as site_module
-from fairflare.secagg import transcript
 from fairflare.secagg.params import Params, threshold
-from fairflare.secagg.transcript import (
-    Signed,
-    confirms_message,
-    dealers_message,
-    parse_dealers,
-    self_key,
-    signed_list,
-)
+from fairflare.secagg.schedule import self_key
+from fairflare.secagg.transcript import Signed, confirms_message, dealers_message, parse_dealers, signed_list
 from tests.attacks.federation import (
     INPUTS,
     LENGTH,
@@ -403,5 +397,5 @@ def test_what_a_server_has_of_an_aborted_round_opens_nothing() -> None:
     secret = self_mask(federation, unmasks, federation.names.index(VICTIM))
     commitment = members(seen)[federation.index(VICTIM)].commitment
     step = federation.sites[VICTIM]._steps[seen.number]
-    assert transcript.self_commitment(step.step, federation.index(VICTIM), secret) != commitment
+    assert schedule.self_commitment(step.step, federation.index(VICTIM), secret) != commitment
     assert secret != step.self_mask

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tests.benchmarks``: FLARE against a bare PyTorch loop, and the server's memory, in one run.
+"""``python -m tests.benchmarks``: FLARE against a bare PyTorch loop, the server's memory, and masks, in one run.
 
 Prints a table and writes ``bench.json`` and ``bench.md``. Every figure is measured in this run. Use a quiet machine.
 """
@@ -11,9 +11,14 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 MARK = ".fairflare-bench"
+
+Found = tuple[Sequence[Any], Mapping[str, str]]
+Part = Callable[[bool, Path], Found]
 
 
 def prepare(out: Path) -> Path:
@@ -30,32 +35,24 @@ def prepare(out: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; exit status 0 whether aims are met or not."""
-    from tests.benchmarks import memory, networks, rounds, staleness, subjects
+    from tests.benchmarks import subjects
     from tests.benchmarks.figures import as_text, in_words, machine, write
 
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it works; times mean little")
-    parser.add_argument("--out", type=Path, default=subjects.ROOT / "runs" / "bench", help="folder of the results")
-    given = parser.parse_args(arguments)
+    given = _parser(subjects.ROOT / "runs" / "bench").parse_args(arguments)
     out: Path = given.out.resolve()
-    size, started = subjects.QUICK if given.quick else subjects.FULL, time.monotonic()
-    command = "python -m tests.benchmarks" + (" --quick" if given.quick else "")
-    work, facts = prepare(out), machine(command)
+    started, command = time.monotonic(), ["python -m tests.benchmarks", *(["--quick"] if given.quick else [])]
+    command += [f"--only {' '.join(given.only)}"] if given.only else []
+    work, facts = prepare(out), machine(" ".join(command))
     print("\n".join(in_words(facts)), flush=True)
-    figures = []
-    parts = [subjects.mlp, subjects.cnn, subjects.resnet18]
-    for number, build in enumerate(parts, 1):
-        print(
-            f"[{number}/{len(parts) + 3}] {build.__name__}: making data, then bare loop, FLARE, bare loop", flush=True
-        )
-        folder = work / build.__name__
-        figures += rounds.measure(build(size, folder / "data"), folder)
-    print(f"[{len(parts) + 1}/{len(parts) + 3}] memory of the server", flush=True)
-    figures += memory.all_figures(size, work / "memory")
-    print(f"[{len(parts) + 2}/{len(parts) + 3}] every registered network", flush=True)
-    figures += networks.all_figures(networks.QUICK if given.quick else networks.FULL, work / "networks")
-    print(f"[{len(parts) + 3}/{len(parts) + 3}] how often statistics are exchanged", flush=True)
-    figures += staleness.all_figures(*((4, 60) if given.quick else (20, 400)), work / "staleness")
+    figures: list[Any] = []
+    facts["skipped"] = {}
+    chosen = [one for one in PARTS if not given.only or one in given.only]
+    for number, name in enumerate(chosen, 1):
+        words, part = PARTS[name]
+        print(f"[{number}/{len(chosen)}] {words}", flush=True)
+        found, skipped = part(given.quick, work / name)
+        figures += found
+        facts["skipped"].update(skipped)
     facts["seconds"] = round(time.monotonic() - started, 1)
     write(out, facts, figures)
     print(as_text(figures))
@@ -63,6 +60,71 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{facts['seconds']:.0f} s in all; {out / 'bench.md'}, {out / 'bench.json'}")
     shutil.rmtree(work, ignore_errors=True)
     return 0
+
+
+def _parser(out: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it works; times mean little")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=out, help="folder of the results")
+    return parser
+
+
+# Each part imports what it needs: the command's help must not wait for torch.
+
+
+def _round(name: str) -> Part:
+    def part(quick: bool, folder: Path) -> Found:
+        from tests.benchmarks import rounds, subjects
+
+        build = getattr(subjects, name)
+        return rounds.measure(build(subjects.QUICK if quick else subjects.FULL, folder / "data"), folder), {}
+
+    return part
+
+
+def _memory(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import memory, subjects
+
+    return memory.all_figures(subjects.QUICK if quick else subjects.FULL, folder), {}
+
+
+def _networks(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import networks
+
+    return networks.all_figures(networks.QUICK if quick else networks.FULL, folder), {}
+
+
+def _staleness(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import staleness
+
+    return staleness.all_figures(*((4, 60) if quick else (20, 400)), folder), {}
+
+
+def _masks(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import masks
+
+    return masks.all_figures(masks.QUICK if quick else masks.full(), folder)
+
+
+def _masked_rounds(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import masked_rounds
+
+    return masked_rounds.all_figures(quick, folder), {}
+
+
+#: Name -> what it says when it begins, and what gives its figures and the comparisons that it had to skip.
+PARTS: dict[str, tuple[str, Part]] = {
+    **{
+        name: (f"{name}: making data, then bare loop, FLARE, bare loop", _round(name))
+        for name in ("mlp", "cnn", "resnet18")
+    },
+    "memory": ("memory of the server", _memory),
+    "networks": ("every registered network", _networks),
+    "staleness": ("how often statistics are exchanged", _staleness),
+    "masks": ("masks: kernel, client, server, sizes, other programs", _masks),
+    "masked_rounds": ("masks: rounds in FLARE, with and without", _masked_rounds),
+}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairflare.engine.collector import Collector
+from fairflare.engine.collector import Collector, PlainSums
 from fairflare.engine.messages import TRAIN, Layout, Message, Reply, layout_of
 from fairflare.models import initial_vector
 from fairflare.secagg.protection import Payload
@@ -24,7 +24,7 @@ def phase(layout: Layout, sites: int) -> float:
     """Collect one reply per site and open the sums; returns the seconds spent adding and checking."""
     names = [f"site-{number}" for number in range(sites)]
     message = Message(TRAIN, 0, 0, "s", layout.plan.sha256)
-    collector = Collector(layout, message, names, 1000.0 * sites)
+    collector = Collector(PlainSums(layout, message.task, 1000.0 * sites), message, names)
     seconds = 0.0
     for number, name in enumerate(names):
         reply = _reply(layout, number)

@@ -31,10 +31,12 @@ class Figure:
         The same in words.
     value, unit
         The figure itself; ``low`` and ``high`` are the smallest and the largest of the repeats behind it.
-    most
-        Aim: the figure shall be at most this, in the same unit; ``None`` where there is no aim.
+    most, least
+        Aim: the figure shall be at most, or at least, this, in the same unit; ``None`` where there is no aim.
     remark
         How it was measured, if the words do not say so.
+    resolved
+        ``False`` where the machine's noise is larger than what was to be measured: then no verdict is given.
     """
 
     section: str
@@ -47,13 +49,18 @@ class Figure:
     high: float | None = None
     most: float | None = None
     remark: str = ""
+    least: float | None = None
+    resolved: bool = True
 
     @property
     def verdict(self) -> str:
-        """``met``, ``not met``, or ``-`` where there is no aim."""
-        if self.most is None:
+        """``met``, ``not met``, ``not resolved``, or ``-`` where there is no aim."""
+        if self.most is None and self.least is None:
             return "-"
-        return "met" if self.value <= self.most else "not met"
+        if not self.resolved:
+            return "not resolved"
+        low, high = (bound if bound is not None else self.value for bound in (self.least, self.most))
+        return "met" if low <= self.value <= high else "not met"
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -61,8 +68,9 @@ class Figure:
         figure = f"{_short(self.value)} {self.unit}".strip()
         if self.low is not None and self.high is not None:
             figure += f" [{_short(self.low)} to {_short(self.high)}]"
-        aim = "-" if self.most is None else f"<= {_short(self.most)} {self.unit}".strip()
-        return (self.what, figure, aim, self.verdict, self.remark)
+        aims = [f"{sign} {_short(aim)} {self.unit}".strip() for sign, aim in ((">=", self.least), ("<=", self.most))
+                if aim is not None]  # fmt: skip
+        return (self.what, figure, ", ".join(aims) or "-", self.verdict, self.remark)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -73,7 +81,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def _short(number: float) -> str:
     if number == 0:
         return "0"
-    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+    if abs(number) >= 1000:
+        return f"{number:.0f}"
+    # A ratio near one would lose what it is about.
+    return f"{number:.5f}" if 0.999 < abs(number) < 1.01 and number != 1 else f"{number:.3g}"
 
 
 def machine(command: str) -> dict[str, Any]:
@@ -108,7 +119,7 @@ def in_words(facts: dict[str, Any]) -> list[str]:
     ]
     if facts["load_before"] > 0.25 * facts["cores"]:
         lines.append("WARNING: the machine was not quiet when this began; times are too long, ratios may be off")
-    return lines
+    return [*lines, *(f"SKIPPED: {part}: {reason}" for part, reason in facts.get("skipped", {}).items())]
 
 
 def as_text(figures: Sequence[Figure]) -> str:

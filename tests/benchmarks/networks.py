@@ -57,7 +57,7 @@ class Network:
         if pixels:
             data["task"]["input"].update(height=pixels, width=pixels)
         data["training"]["rounds"], data["training"]["batch"]["amount"] = rounds, self.batch
-        data["federation"]["min_sites"] = len(SITES)
+        data["federation"]["min_sites"], data["protection"] = len(SITES), presets.UNPROTECTED
         return parse_plan(json.dumps(data))
 
 

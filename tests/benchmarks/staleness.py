@@ -49,6 +49,7 @@ class Kind:
         data = json.loads(schema.pretty(presets.shipped("heart_flexfair")))
         data["training"]["rounds"], data["method"]["refresh"] = rounds, self.refresh
         data["method"]["remeasure_own"] = 1 if self.own else None
+        data["protection"] = presets.UNPROTECTED
         return parse_plan(json.dumps(data))
 
 

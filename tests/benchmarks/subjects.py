@@ -55,9 +55,9 @@ class Subject:
 
 
 def plan_of(job: str, rounds: int) -> Plan:
-    """A shipped plan with another number of rounds."""
+    """A shipped plan with another number of rounds, without masks: what those cost is measured by itself."""
     data = presets.shipped(job).model_dump(mode="json")
-    data["training"]["rounds"] = rounds
+    data["training"]["rounds"], data["protection"] = rounds, presets.UNPROTECTED
     return parse_plan(json.dumps(data))
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from fairflare.plan.networks import MODELS
-from tests.benchmarks import networks, staleness
+from tests.benchmarks import masked_rounds, masks, networks, staleness
+from tests.benchmarks.environments import Unavailable, Worker, interpreter
 from tests.benchmarks.figures import Figure, as_markdown, as_text
 from tests.benchmarks.subjects import AIMED_AT, QUICK
 from tests.benchmarks.timeline import PARTS
@@ -23,7 +24,8 @@ PER_SUBJECT = {
     "train_max", "train_sum", "bare_train_one", "bare_train_fair", "local_work", "waiting", "share_rest",
     "serialise_wire", "serialise_fobs", "bytes", "same_work", *(f"share_{part}" for part in PARTS),
 }  # fmt: skip
-MACHINE = {"cores", "cpu", "memory_gb", "torch", "torch_threads", "python", "date", "command", "load_before", "seconds"}
+MACHINE = {"cores", "cpu", "memory_gb", "torch", "torch_threads", "python", "date", "command", "load_before", "skipped",
+           "seconds"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,57 @@ def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -
         assert found["trips"] == {"round_lagged": 1, "every 3 rounds": 1.5}.get(kind, 2)
         # Sums of float32 losses in another order are not quite those of the run.
         assert (found["stale_first"] < 1e-3) == (kind in ("round", "round, own part anew"))
+    (job,) = masked_rounds.jobs(quick=True)
+    (found,) = [
+        {key for name, key in figures if name == subject} for subject, _ in figures if f"{job.name}," in subject
+    ][:1]
+    assert found == MASKED_ROUNDS
     assert all(math.isfinite(one["value"]) for one in figures.values())
+
+
+MASKED_ROUNDS = {
+    "round_none", "round_masked", "added", "kernel", *(f"added_{key}" for key in masked_rounds.GROUPS),
+    *(f"record_{key}" for key in ("measure", "train", "protect", "aggregate")),
+}  # fmt: skip
+
+
+def test_masks_are_measured_without_other_programs(tmp_path: Path) -> None:
+    found, skipped = masks.all_figures(masks.QUICK, tmp_path)
+    keys = {(one.section, one.key) for one in found}
+    assert {key for section, key in keys if section == masks.CLIENT} == {
+        "floor", "kernel", "over_floor", "kernel_default", "client_one", "client_whole",
+    }  # fmt: skip
+    assert {key for section, key in keys if section == masks.SERVER} == {"server"}
+    assert {key for section, key in keys if section == masks.UPLOAD} == {"upload", "upload_ratio"}
+    parts = {f"{who}_{part}" for who in ("site", "server") for part in masks.PARTS}
+    assert {key for section, key in keys if section == masks.SIZES} == {
+        "join", "site_mask_large", "bytes_down", "bytes_up", *parts,
+    }  # fmt: skip
+    assert len({one.subject for one in found if one.section == masks.SIZES}) == len(masks.QUICK.sites)
+    assert set(skipped) == {"Flower's SecAgg+", "TenSEAL"}
+    assert all(math.isfinite(one.value) and one.value > 0 for one in found)
+    assert {one.key for one in found if one.verdict != "-"} == {"over_floor", "upload_ratio"}
+
+
+def test_masks_are_measured_on_the_model_of_the_aims() -> None:
+    assert masks.full().large == 11_689_512
+    assert len(masks.full().shapes) == 62
+    assert masks.full().sites == (4, 8, 16, 32, 50)
+
+
+def test_a_program_that_cannot_be_installed_is_said_to_be_unavailable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tests.benchmarks.environments.ROOT", tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "no-python"))
+    with pytest.raises(Unavailable, match="nothing==0 cannot be installed here"):
+        interpreter("nothing", ("nothing==0",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_ends_early_says_why() -> None:
+    with Worker(Path(sys.executable), "flower_worker.py") as worker, pytest.raises(RuntimeError, match="flwr"):
+        worker.ask()
 
 
 def test_every_registered_network_is_measured() -> None:
@@ -103,8 +155,8 @@ def test_what_is_aimed_at_has_a_verdict(
     aimed = {(AIMED_AT, "ratio_fair"), ("resnet18 updates", "growth"), ("accumulator alone", "accumulator_growth")}
     with_aim = {name for name, one in figures.items() if one["most"] is not None}
     assert aimed <= with_aim
-    assert {name for name in with_aim if name[1] != "same_work"} == aimed
-    assert all((one["verdict"] == "-") == (one["most"] is None) for one in figures.values())
+    assert {key for name, key in with_aim - aimed if key != "same_work"} == {"over_floor", "upload_ratio"}
+    assert all((one["verdict"] == "-") == (one["most"] is None and one["least"] is None) for one in figures.values())
     page, printed = (bench[0] / "bench.md").read_text(encoding="utf-8"), bench[1]
     assert all(one["what"] in page and one["what"] in printed for one in figures.values())
     assert not (bench[0] / "work").exists()
@@ -114,6 +166,11 @@ def test_a_verdict_follows_from_figure_and_aim() -> None:
     met, missed, free = (Figure("A", "s", "k", "what", value, "s", most=aim) for value, aim in
                          ((1.3, 1.3), (1.31, 1.3), (9.0, None)))  # fmt: skip
     assert (met.verdict, missed.verdict, free.verdict) == ("met", "not met", "-")
+    least = [Figure("A", "s", "k", "what", value, "", least=8.0) for value in (8.0, 7.9)]
+    assert [one.verdict for one in least] == ["met", "not met"]
+    noise = Figure("A", "s", "k", "what", -1.5, "s", low=-2.9, high=1.2, most=3.0, resolved=False)
+    assert noise.verdict == "not resolved"
+    assert ">= 8" in as_text(least)
     assert "not met" in as_text([missed])
     facts = {"cores": 2, "cpu": "c", "memory_gb": 1, "torch": "t", "torch_threads": "1", "python": "3", "date": "d",
              "command": "x", "load_before": 0.0}  # fmt: skip

@@ -156,18 +156,21 @@ class Federation:
         """All processes of a party."""
         return [pid for pid, mark in _marks().items() if mark == str(self.kits[name])]
 
-    def job_process(self, site: str) -> int:
-        """The process in which a site runs its job."""
-        (pid,) = [pid for pid in self.processes(site) if _is_job(pid)]
-        return pid
+    def job_process(self, site: str, seconds: float = 60) -> int:
+        """The process in which a site runs its job, as soon as there is one."""
 
-    def kill(self, site: str) -> None:
-        """The power of a whole site fails."""
-        for pid in self.processes(site):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        def look() -> int | None:
+            return next((pid for pid in self.processes(site) if _is_job(pid)), None)
+
+        return wait_until(look, seconds, "job's process", interval=0.02)
+
+    def kill(self, site: str, job_process: int) -> None:
+        """The power of a whole site fails: that of its job's process, known already for speed, and of its parent."""
+        parent = self._parents.pop(site)
+        for pid in (job_process, parent.pid):
+            os.kill(pid, signal.SIGKILL)
         wait_until(lambda: None if self.processes(site) else True, 20, "end of a killed site")
-        self._parents.pop(site).wait(timeout=20)
+        parent.wait(timeout=20)
 
     def stop(self, *names: str) -> None:
         """End parties; everybody without names."""
@@ -226,7 +229,7 @@ class Federation:
                         raise AssertionError(f"the run ended without an event {event}: {line}")
             return None
 
-        return wait_until(look, seconds, f"event {event}", interval=0.005)
+        return wait_until(look, seconds, f"event {event}", interval=0.002)
 
     def records(self, job: str, seconds: float = 90) -> Path:
         """A copy of the record's folder as it is once the run's last event is written."""
@@ -271,6 +274,7 @@ def federation(base: Path, catalog: DataCatalog) -> Iterator[Federation]:
 
 
 def _is_job(pid: int) -> bool:
+    """Whether a process is FLARE's for one job, at the server or at a site."""
     with contextlib.suppress(OSError):
-        return b"runner_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return re.search(rb"\.(runner|worker)_process\0", Path(f"/proc/{pid}/cmdline").read_bytes()) is not None
     return False

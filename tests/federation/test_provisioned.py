@@ -18,7 +18,7 @@ import pytest
 
 from fairflare import presets
 from fairflare.engine.local import answer
-from fairflare.engine.messages import CONFIRM, MEASURE, PREPARE, TASKS, TRAIN, UNMASK, Message
+from fairflare.engine.messages import CONFIRM, JOIN, MEASURE, PREPARE, TASKS, TRAIN, UNMASK, Message
 from fairflare.engine.server import Phase
 from fairflare.engine.site import Site
 from fairflare.engine.verify import verify_run
@@ -199,8 +199,10 @@ def _killed(parties: Parties, plan: Plan, phase: str) -> Ended:
     running.wait_idle()
     job = running.submit(parties.write(plan))
     try:
+        running.wait_for(job, "phase", task=JOIN)
+        process = running.job_process(DEAD)
         running.wait_for(job, "phase", task=phase, round=0 if phase == PREPARE else 1)
-        running.kill(DEAD)
+        running.kill(DEAD, process)
         ended = Ended(plan, job, running.records(job))
         running.wait_idle()
     finally:
@@ -216,22 +218,22 @@ def test_a_site_that_dies_in_a_round_is_a_site_less(parties: Parties, phase: str
     ended = _killed(parties, _plan(f"dies_{phase}", 10 + TASKS.index(phase)), phase)
     record = verify_run(ended.folder)
     assert (record.status, record.lost_rounds) == ("complete", ())
-    (refusal,) = record.rounds[1].refusals
-    assert (refusal.site, refusal.task) == (DEAD, phase)
-    assert [line.refusals for line in record.rounds if line.round != 1] == [()] * (ROUNDS - 1)
-    assert [line.participants[UNMASK] for line in record.rounds] == [SITES, *[ALIVE] * (ROUNDS - 1)]
-    assert record.rounds[1].participants[TRAIN] == (SITES if phase in (CONFIRM, UNMASK) else ALIVE)
+    # On a busy machine the site may have answered before it died: then it is missed in the next task.
+    ((number, refusal),) = [(line.round, one) for line in record.rounds for one in line.refusals]
+    assert (refusal.site, refusal.code) == (DEAD, "FF-ROUND-TIMEOUT")
+    assert (1, TASKS.index(phase)) <= (number, TASKS.index(refusal.task)) <= (2, TASKS.index(MEASURE))
+    assert [line.participants[UNMASK] for line in record.rounds] == [SITES] * number + [ALIVE] * (ROUNDS - number)
+    assert record.rounds[number].participants[TRAIN] == (SITES if refusal.task in (CONFIRM, UNMASK) else ALIVE)
     assert record.final is not None
     assert (record.final.confirmed, record.final.test) == (ALIVE, ())
-    assert models(record) == models(_without(parties, ended.plan, phase, tmp_path))
+    assert models(record) == models(_without(parties, ended.plan, (number, refusal.task), tmp_path))
 
 
-def _without(parties: Parties, plan: Plan, phase: str, folder: Path) -> RunRecord:
-    """The plan in this process, where the site answers nothing from that phase on."""
-    first = TASKS.index(phase)
+def _without(parties: Parties, plan: Plan, first: tuple[int, str], folder: Path) -> RunRecord:
+    """The plan in this process, where the site answers nothing from that round and task on."""
 
     def is_dead(message: Message) -> bool:
-        return message.round > 1 or (message.round == 1 and TASKS.index(message.task) >= first)
+        return (message.round, TASKS.index(message.task)) >= (first[0], TASKS.index(first[1]))
 
     def answering(site: Site, one: Phase) -> None:
         if site.name == DEAD and is_dead(one.message):
@@ -263,8 +265,10 @@ def broken(parties: Parties) -> Ended:
     running, plan = parties.federation, _plan("breaks", 30, 60.0)
     running.wait_idle()
     job = running.submit(parties.write(plan))
+    running.wait_for(job, "phase", task=JOIN)
+    process = running.job_process(DEAD)
     running.wait_for(job, "phase", task=TRAIN, round=1)
-    os.kill(running.job_process(DEAD), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     ended = Ended(plan, job, running.records(job))
     assert running.ended(job) == "FINISHED:EXECUTION_EXCEPTION"
     running.wait_idle()
@@ -276,6 +280,9 @@ def test_a_job_process_that_dies_ends_the_job(broken: Ended) -> None:
     assert broken.record.status == "stopped"
     assert broken.record.reason is not None
     assert broken.record.reason.code == "FF-RUN-ABORTED"
+    text = broken.record.reason.text
+    assert " of round 1, while it waited for " in text
+    assert DEAD in text
     assert [line.round for line in broken.record.rounds] == [0]
     assert broken.record.begun == 2
 

@@ -142,7 +142,22 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "maximum weight below one": (setting("method.max_weight", 0.5), "FF-PLAN-VALUE", "max_weight"),
     "lock step with ragged epochs": (setting("method", STEP), "FF-PLAN-RULE", "step"),
     "lock step with a minimum cell": (two("method", STEP, "cells.minimum", 11), "FF-PLAN-RULE", "minimum cell"),
-    "protection that does not exist yet": (setting("protection.update", "masked"), "FF-PLAN-VALUE", "protection"),
+    "protection that does not exist yet": (setting("protection.update", "ckks"), "FF-PLAN-VALUE", "protection"),
+    "masks for the statistics alone": (setting("protection.update", "none"), "FF-PLAN-RULE", "the same for both"),
+    "masks without their settings": (setting("protection.masking", None), "FF-PLAN-RULE", "how masks work"),
+    "settings of masks without masks": (
+        two("protection.update", "none", "protection.statistics", "none"), "FF-PLAN-RULE", "nothing is masked",
+    ),
+    "masks between two sites": (setting("federation.min_sites", 2), "FF-PLAN-RULE", "of two sites"),
+    "more colluders than three sites survive": (
+        setting("protection.masking.colluders", 2), "FF-PLAN-RULE", "at most 1",
+    ),
+    "no clip": (setting("protection.masking.clip", 0.0), "FF-PLAN-VALUE", "clip"),
+    "a clip that leaves no digits": (setting("protection.masking.clip", 2.0**21), "FF-PLAN-VALUE", "clip"),
+    "no unit of weights": (setting("protection.masking.weight_unit", 0), "FF-PLAN-VALUE", "weight_unit"),
+    "masks in lock step": (
+        two("method", STEP, "training.batch", {"unit": "batches_per_epoch", "amount": 5}), "FF-PLAN-RULE", "lock step",
+    ),
     "differential privacy without accounting": (
         setting("differential_privacy", {"epsilon": 1.0}), "FF-PLAN-VALUE", "differential_privacy",
     ),
@@ -176,7 +191,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "refresh every single round": (setting("method.refresh", {"rounds": 1}), "FF-PLAN-VALUE", "refresh"),
     "own part anew after no step": (setting("method.remeasure_own", 0), "FF-PLAN-VALUE", "remeasure_own"),
     "own part anew in lock step": (
-        two("method", {**STEP, "remeasure_own": 3}, "training.work", {"unit": "steps", "amount": 2}),
+        json.dumps({**json.loads(two("method", {**STEP, "remeasure_own": 3}, "protection", presets.UNPROTECTED)),
+                    "training": {**HEART["training"], "work": {"unit": "steps", "amount": 2}}}),
         "FF-PLAN-RULE", "remeasure_own",
     ),
     "Dice of a label": (setting("method.penalties.0.utility", "dice_loss"), "FF-PLAN-RULE", "cross_entropy"),
@@ -249,7 +265,7 @@ def test_there_are_many_broken_plans():
 )
 def test_hospitals_may_be_groups_where_they_are_enough_or_agree(sites, weights, consents):
     data = copy.deepcopy(FUNDUS)
-    data["federation"]["min_sites"], data["consents"] = sites, consents
+    data["federation"]["min_sites"], data["consents"], data["protection"] = sites, consents, presets.UNPROTECTED
     data["method"]["penalties"][0]["weights"] = weights
     assert parse_plan(json.dumps(data)).consents == tuple(consents)
 
@@ -360,7 +376,8 @@ def test_the_hash_does_not_depend_on_the_order_of_keys_or_on_spaces(random):
 @pytest.mark.parametrize(
     ("path", "value"),
     [("training.seed", 1), ("training.rounds", 21), ("method.penalties.0.strength", 1.5), ("method.max_weight", None),
-     ("attributes.1.edges", [61.0]), ("cells.minimum", 1), ("federation.min_sites", 2)],
+     ("attributes.1.edges", [61.0]), ("cells.minimum", 1), ("federation.min_sites", 4),
+     ("protection.masking.weight_unit", 11), ("protection.masking.clip", 8.0)],
 )  # fmt: skip
 def test_every_change_of_a_field_changes_the_hash(path, value):
     assert parse_plan(setting(path, value)).sha256 != presets.shipped("heart_flexfair").sha256
@@ -432,7 +449,7 @@ def test_the_official_preset_names_the_authors_choices():
         assert presets.PRESETS[name](name).method.lock_step
     official = presets.flexfair(presets.penalty("sex", "demographic_parity", 2.0), preset="official")
     data = json.loads(setting("method", official))
-    data["training"]["batch"] = {"unit": "batches_per_epoch", "amount": 5}
+    data["training"]["batch"], data["protection"] = {"unit": "batches_per_epoch", "amount": 5}, presets.UNPROTECTED
     method = parse_plan(json.dumps(data)).method
     assert method.lock_step
     assert method.scaling == "official"

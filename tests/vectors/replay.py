@@ -22,10 +22,11 @@ from fairflare.secagg.fixedpoint import StatisticsCodec, UpdateCodec
 from fairflare.secagg.identity import Identity, Trust
 from fairflare.secagg.memory import Transition
 from fairflare.secagg.params import Params, VectorParams
+from fairflare.secagg.schedule import task_digest, tensor_digest
 from fairflare.secagg.server import ServerSession
 from fairflare.secagg.site import SiteSession
 from fairflare.secagg.state import Offer
-from fairflare.secagg.transcript import Dealt, Joining, Signed, Step, signed_join, task_digest, tensor_digest
+from fairflare.secagg.transcript import Dealt, Joining, Signed, Step, signed_join
 from tests.vectors import straight
 
 FOLDER = Path(straight.__file__).parent

@@ -21,6 +21,7 @@ from fairflare.secagg import shamir
 from fairflare.secagg.encoding import encode
 from fairflare.secagg.fixedpoint import StatisticsCodec, UpdateCodec
 from fairflare.secagg.masking import keystream
+from fairflare.secagg.schedule import agree, channel_key, dealers_digest, pair_key, self_key
 from fairflare.secagg.transcript import (
     Dealt,
     Join,
@@ -30,15 +31,10 @@ from fairflare.secagg.transcript import (
     Signed,
     Unmask,
     Upload,
-    agree,
-    channel_key,
-    dealers_digest,
-    pair_key,
     parse_confirms,
     parse_dealers,
     parse_roster,
     parse_signed_list,
-    self_key,
 )
 from tests.vectors import defects, straight
 from tests.vectors.replay import Replay

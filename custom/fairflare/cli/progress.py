@@ -58,7 +58,8 @@ class Watcher:
             text = f"  {event['site']} gave no usable answer to {event['task']}: {event['code']}"
             self._console.print(text, markup=False, highlight=False)
         elif kind == "lost":
-            text = f"  round {event['round'] + 1:>3}/{self._rounds} gave no model: {event['code']}; the next one goes on"
+            which = f"  round {event['round'] + 1:>3}/{self._rounds}"
+            text = f"{which} gave no model: {event['code']}; the next one goes on"
             self._console.print(text, markup=False, highlight=False)
         elif kind == "round":
             self._round(event)

@@ -24,7 +24,7 @@ def now() -> str:
     return datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
 
 
-def notices(plan: Plan, identities: str | None) -> tuple[str, ...]:
+def notices(plan: Plan, identities: str | None = None) -> tuple[str, ...]:
     """What a reader of the record must know about what was not protected; ``identities`` of the newest session."""
     result = []
     if identities == "development":

@@ -16,16 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from fairflare.engine.explain_traffic import Traffic, traffic
 from fairflare.engine.masked import params_of, update_codec
 from fairflare.engine.messages import (
-    CONFIRM,
-    JOIN,
     MEASURE,
-    PREPARE,
-    SESSION,
     TRAIN,
     TRAIN_ALONE,
-    UNMASK,
     Layout,
     layout_of,
 )
@@ -33,33 +29,13 @@ from fairflare.errors import SecaggError
 from fairflare.models import build, parameter_count
 from fairflare.plan import Masking, Plan
 from fairflare.plan.rules import OPEN_RISKS, PAIR_SUMS
-from fairflare.secagg.envelope import Item, offer_data, opening_data, pack
-from fairflare.secagg.identity import KIT, development_identity
+from fairflare.secagg.identity import KIT
 from fairflare.secagg.masking import add_masks
 from fairflare.secagg.params import Params, VectorParams, most_colluders, threshold
-from fairflare.secagg.state import Offer
-from fairflare.secagg.transcript import (
-    CIPHER_BYTES,
-    SHARE_BYTES,
-    Dealt,
-    Join,
-    Joining,
-    Keys,
-    Shares,
-    Signed,
-    Step,
-    Unmask,
-    Upload,
-    agree,
-    confirms_message,
-    dealers_message,
-    pair_key,
-    roster_message,
-    signed_list,
-)
+from fairflare.secagg.schedule import agree, pair_key
 
 UPDATE = "update"
-_HASH, _SIGNATURE, _KIT_SIGNATURE = bytes(32), bytes(64), bytes(256)
+_HASH = bytes(32)
 #: Work that took longer than this is not repeated for a median.
 _PATIENCE = 1.0
 
@@ -71,30 +47,6 @@ class Stage:
     name: str
     least: int
     lost: int
-
-
-@dataclass(frozen=True)
-class Trip:
-    """One message to a site and its answer: vectors and protocol messages, in bytes."""
-
-    task: str
-    down: int
-    up: int
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What one site gets and sends in one part of a job while everybody is there; heads and transport apart."""
-
-    part: str
-    trips: tuple[Trip, ...]
-    down: int
-    up: int
-
-    @classmethod
-    def of(cls, part: str, *trips: Trip) -> Traffic:
-        """With the sums of its trips."""
-        return cls(part, trips, sum(trip.down for trip in trips), sum(trip.up for trip in trips))
 
 
 @dataclass(frozen=True)
@@ -156,8 +108,8 @@ def explain(plan: Plan, sites: int, *, measure: bool = True) -> Explained:
     Raises
     ------
     SecaggError
-        ``FF-SECAGG-PLAN`` for a plan without masks; ``FF-SECAGG-SITES`` or ``FF-SECAGG-COLLUDERS`` where a session of
-        so many sites would not begin.
+        ``FF-SECAGG-PLAN`` for a plan without masks, or that only counts; ``FF-SECAGG-SITES`` or
+        ``FF-SECAGG-COLLUDERS`` where a session of so many sites would not begin.
     """
     masking = plan.protection.masking
     if masking is None:
@@ -166,6 +118,13 @@ def explain(plan: Plan, sites: int, *, measure: bool = True) -> Explained:
             got=f"the plan '{plan.name}', which has no masks: the server sees every site's update, sums and counts",
             expected="a plan with protection 'masked'",
             next_step="ask for masks in the plan's 'protection', or explain another plan",
+        )
+    if plan.method.counts_only:
+        raise SecaggError(
+            "FF-SECAGG-PLAN",
+            got=f"the plan '{plan.name}', which trains nothing: its run opens numbers of records and ends",
+            expected="a plan that trains a model",
+            next_step="explain the plan that is examined; masks are the same in both",
         )
     layout = layout_of(plan, parameter_count(build(plan)))
     params = params_of(layout, KIT)
@@ -196,196 +155,6 @@ def stages(params: Params, sites: int) -> tuple[Stage, ...]:
         ("update: shares that take the masks out", least),
     ]
     return tuple(Stage(name, fewest, sites - fewest) for name, fewest in moments)
-
-
-# --------------------------------------------------------------------------------------------------------------- bytes
-
-
-class Messages:
-    """The protocol's items for a roster of ``names``, everybody present, made by the real encoders."""
-
-    def __init__(self, params: Params, names: Sequence[str]) -> None:
-        self.params = params
-        self.names = names
-        self.certificate = development_identity(names[0]).certificate  # about as long as a kit's
-        self.sites = range(1, len(names) + 1)
-
-    def join(self, name: str) -> Item:
-        """What one site says when it joins for the first time: it has seen no other site's memory."""
-        return Item("join", 0, self._joining(name).encoded())
-
-    def roster(self) -> Item:
-        """Everybody's JOIN."""
-        return Item("roster", 0, roster_message([self._joining(name) for name in self.names]))
-
-    def _joining(self, name: str) -> Joining:
-        join = Join(
-            "0" * 32, self.params.encoded(), name, _HASH, _HASH, _HASH, _HASH, 0, _HASH, (), self.params.plan_sha256
-        )  # fmt: skip
-        return Joining(join.encoded(), _KIT_SIGNATURE, self.certificate)
-
-    def offer(self, label: str) -> Item:
-        """A new step."""
-        return Item("offer", 0, offer_data(Offer(0, label, 0)))
-
-    def keys(self, label: str) -> Item:
-        """A site's keys for it."""
-        return Item("keys", 0, self._keys(label).encoded())
-
-    def keyset(self, label: str) -> Item:
-        """Everybody's keys."""
-        return Item("keyset", 0, signed_list("keyset", [self._keys(label) for _ in self.sites]))
-
-    def _keys(self, label: str) -> Signed:
-        return Signed(Keys(_step(label), 0, _HASH, _HASH).encoded(), _SIGNATURE)
-
-    def shares(self) -> Item:
-        """A site's dealing."""
-        return Item("shares", 0, self._dealt().encoded())
-
-    def dealers(self) -> Item:
-        """Everybody's dealing."""
-        return Item("dealers", 0, dealers_message([self._dealt() for _ in self.sites]))
-
-    def _dealt(self) -> Dealt:
-        hashes = (_HASH,) * len(self.sites)
-        shares = Shares(_step(UPDATE), _HASH, 0, hashes[1:], hashes, hashes)
-        return Dealt(Signed(shares.encoded(), _SIGNATURE), (bytes(CIPHER_BYTES),) * (len(self.sites) - 1))
-
-    def upload(self, label: str) -> Item:
-        """A site's signature of a vector."""
-        return Item("upload", 0, self._upload(label).encoded())
-
-    def survivors(self) -> Item:
-        """Everybody's signatures of the update."""
-        return Item("survivors", 0, self._uploads(UPDATE))
-
-    def opening(self, label: str) -> Item:
-        """Everybody's signatures and words of a statistic."""
-        words = np.zeros(self.params.vector(label).length, dtype=np.uint64)
-        return Item("opening", 0, opening_data(self._uploads(label), [words for _ in self.sites]))
-
-    def _uploads(self, label: str) -> bytes:
-        return signed_list("survivors", [self._upload(label) for _ in self.sites])
-
-    def _upload(self, label: str) -> Signed:
-        payload = _HASH if self.params.vector(label).mode == "closed" else b""
-        return Signed(Upload(_HASH, 0, 0, payload).encoded(), _SIGNATURE)
-
-    def confirm(self) -> Item:
-        """A site's consent to the set of survivors."""
-        return Item("confirm", 0, _SIGNATURE)
-
-    def confirms(self) -> Item:
-        """Everybody's consent."""
-        return Item("confirms", 0, confirms_message([(site, _SIGNATURE) for site in self.sites]))
-
-    def unmask(self) -> Item:
-        """A site's shares of everybody's self-mask."""
-        unmask = Unmask(_HASH, _HASH, (bytes(SHARE_BYTES),) * len(self.sites), ())
-        return Item("unmask", 0, Signed(unmask.encoded(), _SIGNATURE).encoded())
-
-
-def _step(label: str) -> Step:
-    return Step(_HASH, 0, label)
-
-
-def traffic(layout: Layout, names: Sequence[str]) -> tuple[Traffic, ...]:
-    """What a site gets and sends at the start and in each kind of round."""
-    messages = Messages(params_of(layout, KIT), names)
-    method = layout.plan.method
-    rounds = []
-    if not method.lagged:
-        rounds.append(_measured_round(layout, messages))
-    if method.lagged or method.measured_every > 1:
-        rounds.append(_round_alone(layout, messages))
-    first = MEASURE if MEASURE in layout.tasks else TRAIN_ALONE
-    labels = [*layout.tasks[first], *(layout.tasks[TRAIN] if first == MEASURE else ())]
-    return (_start(layout, messages, labels), *rounds)
-
-
-def _start(layout: Layout, messages: Messages, labels: Sequence[str]) -> Traffic:
-    prepared = list(layout.tasks[PREPARE])
-    asked = [*prepared, *labels]
-    return Traffic.of(
-        "start",
-        Trip(JOIN, 0, _size([messages.join(messages.names[0])])),
-        Trip(
-            SESSION,
-            _size([messages.roster(), *map(messages.offer, asked)]),
-            _size([messages.keys(label) for label in asked]),
-        ),
-        Trip(
-            PREPARE,
-            _size([*map(messages.keyset, prepared), messages.keyset(UPDATE)]),
-            _size([*map(messages.upload, prepared), messages.shares()]) + _vectors(messages.params, prepared),
-        ),
-        # These sums come with the first task of the first round.
-        Trip("sums of prepare", _items(map(messages.opening, prepared)), 0),
-    )
-
-
-def _measured_round(layout: Layout, messages: Messages) -> Traffic:
-    measured, trained = list(layout.tasks[MEASURE]), list(layout.tasks[TRAIN])
-    risk = [messages.opening("risk_sums")] if "risk_sums" in measured else []
-    closed = [label for label in trained if label != UPDATE]
-    return Traffic.of(
-        "round",
-        Trip(MEASURE, _model(layout) + _size(map(messages.keyset, measured)), _uploaded(messages, measured)),
-        Trip(
-            TRAIN,
-            _size([*risk, messages.dealers(), *map(messages.keyset, closed)]),
-            _uploaded(messages, trained),
-        ),
-        *_end_of_round(messages, [*measured, *trained], []),
-    )
-
-
-def _round_alone(layout: Layout, messages: Messages) -> Traffic:
-    labels = list(layout.tasks[TRAIN_ALONE])
-    closed = [label for label in labels if label != UPDATE]
-    risk = [messages.opening("risk_sums")] if "risk_sums" in labels else []
-    down = _model(layout) + _size([messages.dealers(), *map(messages.keyset, closed)])
-    part = "round" if layout.plan.method.lagged else "round without group sums"
-    trip = Trip(TRAIN_ALONE, down, _uploaded(messages, labels))
-    return Traffic.of(part, trip, *_end_of_round(messages, labels, risk))
-
-
-def _end_of_round(messages: Messages, following: Sequence[str], opened: Sequence[Item]) -> tuple[Trip, Trip]:
-    """Consent and unmasking; keys and shares of a next round of the same kind ride along."""
-    return (
-        Trip(
-            CONFIRM,
-            _size([*opened, messages.survivors(), *map(messages.offer, following)]),
-            _size([messages.confirm(), *map(messages.keys, following)]),
-        ),
-        Trip(
-            UNMASK,
-            _size([messages.confirms(), messages.keyset(UPDATE)]),
-            _size([messages.unmask(), messages.shares()]),
-        ),
-    )
-
-
-def _uploaded(messages: Messages, labels: Sequence[str]) -> int:
-    return _vectors(messages.params, labels) + _size(map(messages.upload, labels))
-
-
-def _model(layout: Layout) -> int:
-    return 4 * layout.vectors[UPDATE].length
-
-
-def _vectors(params: Params, labels: Iterable[str]) -> int:
-    return sum(one.length * one.bits // 8 for one in map(params.vector, labels))
-
-
-def _size(items: Iterable[Item]) -> int:
-    return len(pack(list(items)))
-
-
-def _items(items: Iterable[Item]) -> int:
-    """Bytes that these add to a message which carries others already."""
-    return _size(items) - _size([])
 
 
 # ------------------------------------------------------------------------------------------------------------- seconds

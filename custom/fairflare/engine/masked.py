@@ -14,7 +14,7 @@ from fairflare.plan import Masking, Plan
 from fairflare.secagg.fixedpoint import STATISTICS_FRACTION_BITS, UpdateCodec
 from fairflare.secagg.params import Params, VectorParams
 from fairflare.secagg.protection import Floats, VectorSpec
-from fairflare.secagg.transcript import task_digest, tensor_digest
+from fairflare.secagg.schedule import task_digest, tensor_digest
 
 #: Which totals act in a round, as ``Message.text["totals"]`` says it.
 ACT, NONE = "act", "none"

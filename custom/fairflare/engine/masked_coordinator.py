@@ -36,7 +36,7 @@ from fairflare.engine.messages import (
 from fairflare.engine.rounds import is_measured
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.errors import RoundError, SecaggError
-from fairflare.fairness.groups import Floats
+from fairflare.fairness.groups import CellSums, Floats, pack, unpack
 from fairflare.plan import Plan
 from fairflare.record import LostRound, changed
 from fairflare.secagg.protection import Opened
@@ -65,7 +65,6 @@ class MaskedCoordinator(Coordinator):
         yield from self._phase(JOIN, first, self.record.roster)
         joined = self._last.accepted
         self._missed = dict.fromkeys(joined, 0)
-        self._session(join_refusals=tuple(self._refusals))
         self.store.save(self.record)
         self._masks.begin(joined)
         prepared = sorted(self.layout.tasks[PREPARE])
@@ -194,8 +193,21 @@ class MaskedCoordinator(Coordinator):
     def _finish_round(
         self, number: int, measured: Mapping[str, Opened], trained: Mapping[str, Opened], acted: int | None
     ) -> None:
-        risk = measured[RISK].total if RISK in measured else None
+        risk = self._for_the_record(measured[RISK].total) if RISK in measured else None
         self._aggregate(number, self._participants, risk, measured, trained, acted)
+
+    def _for_the_record(self, totals: Floats) -> Floats:
+        """Group sums whose risks have three decimals: what a record shows, and passes on, of exact statistics.
+
+        Weights, coefficients, P and gap in the record follow from these; the ones that acted are exact.
+        """
+        measures = self.layout.method.measures()
+        sums = unpack(measures, totals, self.layout.sizes)
+        for measure, one in sums.items():
+            if isinstance(one, CellSums):
+                risk = np.round(one.total / np.maximum(one.count, 1.0), 3)
+                sums[measure] = CellSums(risk * one.count, one.count, one.sites)
+        return pack(measures, sums)
 
     # ---------------------------------------------------------------------------------------------------------- totals
 

@@ -78,7 +78,7 @@ class MaskedSite(SiteProtection):
         self.params = params_of(layout, identity.kind)
         self.rule = CellRule(layout.plan, layout.method.measures())
         self.totals_round = -1
-        self.kept: Kept | None = None
+        self._kept: Kept | None = None
         self.cells: Floats | None = None
         self._own_kept: Kept | None = None
         self._identity, self._trust, self._memory = identity, trust, memory
@@ -113,7 +113,7 @@ class MaskedSite(SiteProtection):
             self._identity, self._trust, self.params, self._memory, message.session, cohort_changes=self._changes
         )
         self._session, self._steps, self._totals, self.totals_round = session, {}, None, -1
-        self.kept, self.cells, self._weights = None, None, (0, 0)
+        self._kept, self.cells, self._weights = None, None, (0, 0)
         self._answers = [Item("join", 0, session.join())]
 
     def _handle(self, session: SiteSession, item: Item) -> None:
@@ -146,7 +146,7 @@ class MaskedSite(SiteProtection):
         elif vector.label == "cells":
             self.cells = total
             if self._own_kept is not None:
-                self.kept = self.rule.kept(total) & self._own_kept
+                self._kept = self.rule.kept(total) & self._own_kept
         elif vector.label == "risk_sums":
             self._totals, self.totals_round = total, session.round_of(item.number)
 
@@ -167,10 +167,12 @@ class MaskedSite(SiteProtection):
             vectors["cells"] = Weighted(bits)
         return vectors
 
-    def verify_cells(self) -> None:
-        """Raise unless it is known which cells may be opened, if the plan asks for that."""
-        if self.rule.length and self.kept is None:
+    @property
+    def kept(self) -> Kept | None:
+        """Which cells may be opened, ``None`` for all; raises ``FF-SECAGG-CELLS`` while that is not known."""
+        if self.rule.length and self._kept is None:
             refuse("CELLS", "a task before the cells were counted", "the opening of 'cells' first")
+        return self._kept
 
     @property
     def share(self) -> float:

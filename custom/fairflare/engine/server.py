@@ -55,6 +55,7 @@ from fairflare.record import (
 )
 from fairflare.secagg.protection import Opened
 
+
 @dataclass(frozen=True)
 class Phase:
     """One message, who gets it, how long to wait (seconds), and who collects the replies."""
@@ -190,9 +191,8 @@ class Coordinator:
     ) -> Iterator[Phase]:
         """Yield one phase; afterwards its collector is ``self._last`` and sites without an answer are noted."""
         words = {**({} if task == JOIN else {"model_sha256": self._sha256}), **(text or {})}
-        message = Message(
-            task, number, step, self.start.session, self.plan.sha256, vectors or {}, numbers or {}, words
-        )  # fmt: skip
+        own = (self.start.session, self.plan.sha256)
+        message = Message(task, number, step, *own, vectors or {}, numbers or {}, words)
         message, sums = self._addressed(message)
         collector = Collector(sums, message, targets)
         self.store.progress("phase", task=task, round=number, step=step, sites=list(targets))
@@ -211,6 +211,8 @@ class Coordinator:
     def _note(self, collector: Collector) -> None:
         self._last = collector
         self._refusals += collector.refusals
+        if collector.message.task == JOIN:  # also of a session that ends here
+            self._session(join_refusals=tuple(self._refusals))
         for refusal in collector.refusals:
             self._missed[refusal.site] = self._missed.get(refusal.site, 0) + 1
             self.store.progress("refused", site=refusal.site, task=refusal.task, code=refusal.code)
@@ -236,7 +238,7 @@ class Coordinator:
         opened = self._last.opened()["counts"]
         counts = dict(zip(COUNTS, opened.total.tolist(), strict=True))
         self._records = counts["training"]
-        self._session(records=counts, join_refusals=tuple(self._refusals))
+        self._session(records=counts)
         self._refusals = []
         self.store.save(self.record)
         self.store.progress("joined", sites=list(joined), records=counts)

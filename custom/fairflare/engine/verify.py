@@ -92,8 +92,10 @@ def check_run(folder: Path, record: RunRecord, weights: Path | None = None) -> I
 
 def check_results(record: RunRecord) -> Iterator[Defect]:
     """Every defect of a record's rounds and results, whoever holds its files and whether or not its run has ended."""
-    numbers = sorted([*(line.round for line in record.rounds), *(lost.round for lost in record.lost_rounds)])
-    if numbers != list(range(len(numbers))) or (record.lost_rounds and not record.plan.protection.masked):
+    rounds = [line.round for line in record.rounds]
+    numbers = sorted([*rounds, *(lost.round for lost in record.lost_rounds)])
+    ordered = rounds == sorted(rounds) and numbers == list(range(len(numbers)))
+    if not ordered or (record.lost_rounds and not record.plan.protection.masked):
         yield Defect("FF-RUN-ROUNDS", "rounds are missing, repeated or out of order")
     for line in record.rounds:
         session = _session_of(record, line)

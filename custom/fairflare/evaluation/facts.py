@@ -143,7 +143,7 @@ def guards(record: RunRecord) -> Iterator[Guard]:
         else:
             yield Guard(f"Hiding each site's {what}", True, f"By '{_text(kind)}', as the plan says.")
     if any(session.identities == "development" for session in record.sessions):
-        text = "Unauthenticated identities: nobody vouched for the sites' keys, so one party could have played them all."
+        text = "Unauthenticated identities: nobody vouched for the sites' keys, so one may have played them all."
         yield Guard("Knowing whose keys these are", False, text)
     elif any(session.identities == "kit" for session in record.sessions):
         text = "Start-up kits of one project; whoever made them could pose as a site, unless sites pinned keys."

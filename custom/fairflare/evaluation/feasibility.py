@@ -15,7 +15,8 @@ from fairflare.fairness.penalty import labels_of
 from fairflare.plan import Plan
 from fairflare.record import MISSING, OTHER, WITHHELD, Feasibility, RunRecord, Use, VocabularyCell
 
-UNDERPOWERED, CODING, UNUSED, SMALL = "FF-RUN-UNDERPOWERED", "FF-RUN-CODING", "FF-RUN-UNUSED", "FF-RUN-SMALL-CELL"
+UNDERPOWERED, UNKNOWN = "FF-RUN-UNDERPOWERED", "FF-RUN-POWER-UNKNOWN"
+CODING, UNUSED, SMALL = "FF-RUN-CODING", "FF-RUN-UNUSED", "FF-RUN-SMALL-CELL"
 #: Looked at where nothing is claimed about an attribute.
 _CRITERION = "equal_accuracy"
 
@@ -39,10 +40,13 @@ class Detectable:
         Whom it is about; ``condition`` is the label of the records that count, or ``all``.
     records, rest
         Test records that were opened, of the group and of the other groups: at least so many are there.
+    hidden
+        Test records that were withheld, and may belong to either.
     alpha
         Level of this test: the plan's, divided by the number of tests behind one claim.
-    gap
-        Smallest gap with the plan's power; ``None``: not even a gap of 1.
+    gap, best
+        Smallest gap with the plan's power, of the records that were opened, and with what is hidden where it would help
+        most; ``None``: not even a gap of 1.
     claim, needed, each
         The gap that is claimed (``None``: nothing is); records the group needs for it (``None``: the other groups have
         too few for any number), and records if all of the two sides had the same.
@@ -54,16 +58,22 @@ class Detectable:
     condition: str
     records: int
     rest: int
+    hidden: int
     alpha: float
     gap: float | None
+    best: float | None
     claim: float | None
     needed: int | None
     each: int | None
 
     @property
-    def underpowered(self) -> bool:
-        """Whether a gap as large as the claim would be overlooked too often."""
-        return self.claim is not None and (self.gap is None or self.gap > self.claim)
+    def verdict(self) -> Literal["", "enough", "underpowered", "unknown"]:
+        """Whether a gap as large as the claim would be found: ``unknown`` if that depends on what is hidden."""
+        if self.claim is None:
+            return ""
+        if self.gap is not None and self.gap <= self.claim:
+            return "enough"
+        return "unknown" if self.best is not None and self.best <= self.claim else "underpowered"
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def summarise_feasibility(record: RunRecord) -> FeasibilitySummary:
             next_step="make its plan with 'fairflare plan feasibility', and run it",
         )
     sites = len(record.sessions[-1].joined)
-    detectable = tuple(_detectable(plan, found))
+    detectable = tuple(_detectable(record, found))
     # A manifest without one of the plan's columns, for example: the hospital's own log says more.
     absent = [
         Finding("error", one.code, f"{one.site} could not join, and is not counted") for one in record.join_refusals
@@ -111,8 +121,9 @@ def summarise_feasibility(record: RunRecord) -> FeasibilitySummary:
     )  # fmt: skip
 
 
-def _detectable(plan: Plan, found: Feasibility) -> Iterator[Detectable]:
+def _detectable(record: RunRecord, found: Feasibility) -> Iterator[Detectable]:
     """Every claim by condition and group; of attributes without a claim, accuracy among everybody."""
+    plan = record.plan
     if plan.method.name != "feasibility":
         return
     claims = [(one.attribute, one.criterion, one.gap) for one in plan.method.claims]
@@ -124,18 +135,20 @@ def _detectable(plan: Plan, found: Feasibility) -> Iterator[Detectable]:
         alpha = plan.method.alpha / ((len(words) if len(words) > 2 else 1) * len(conditions))
         for condition in conditions:
             counts = [_records(plan, found, attribute, word, condition) for word in words]
+            hidden = _hidden(plan, record, attribute, condition)
             for word, count in zip(words, counts, strict=True):
                 rest, power = sum(counts) - count, plan.method.power
                 yield Detectable(
                     attribute, word, criterion, EVERYBODY if condition < 0 else plan.task.labels[condition],
-                    count, rest, alpha, smallest_gap(count, rest, alpha, power), gap,
+                    count, rest, hidden, alpha, smallest_gap(count, rest, alpha, power),
+                    smallest_gap(*_shared(count, rest, hidden), alpha, power), gap,
                     None if gap is None else records_needed(gap, rest, alpha, power),
                     None if gap is None else records_in_each(gap, alpha, power),
                 )  # fmt: skip
 
 
-def _records(plan: Plan, found: Feasibility, attribute: str, word: str, condition: int) -> int:
-    """Test records of a group that were opened, of one label or of all of the plan's."""
+def _records(plan: Plan, found: Feasibility, attribute: str, word: str | None, condition: int) -> int:
+    """Test records of a group (``None``: of all, also of no group) that were opened, of one label or of the plan's."""
     if plan.task.kind == "segmentation":
         labels: tuple[str, ...] = (EVERYBODY,)
     else:
@@ -143,8 +156,26 @@ def _records(plan: Plan, found: Feasibility, attribute: str, word: str, conditio
     return sum(
         one.records
         for one in found.cells
-        if (one.split, one.attribute, one.value) == ("test", attribute, word) and one.label in labels
+        if (one.split, one.attribute) == ("test", attribute) and word in (None, one.value) and one.label in labels
     )
+
+
+def _hidden(plan: Plan, record: RunRecord, attribute: str, condition: int) -> int:
+    """Most test records of a condition that may be in groups of ``attribute`` beside those that were opened."""
+    found = record.feasibility
+    if found is None or (plan.cells.minimum <= 1 and plan.cells.sites <= 1):
+        return 0
+    everybody = _records(plan, found, EVERYBODY, None, condition)
+    labelled = sum(one.records for one in found.cells if (one.split, one.attribute) == ("test", EVERYBODY))
+    unlabelled = round(record.records.get("test", 0.0)) - labelled  # a label that a hospital keeps back
+    return max(0, everybody - _records(plan, found, attribute, None, condition) + unlabelled)
+
+
+def _shared(records: int, rest: int, hidden: int) -> tuple[int, int]:
+    """Two sides as equal as ``hidden`` records can make them: what shows the smallest gap."""
+    most = records + rest + hidden
+    first = min(max(most // 2, records), records + hidden)
+    return first, most - first
 
 
 def _coding(found: Feasibility, sites: int) -> Iterator[Finding]:
@@ -169,7 +200,7 @@ def _coding(found: Feasibility, sites: int) -> Iterator[Finding]:
 def _powerless(detectable: Sequence[Detectable]) -> Iterator[Finding]:
     """Claims that are out of reach, each at the smaller side of its comparison: that is where records are missing."""
     for one in detectable:
-        if not one.underpowered or one.records > one.rest:
+        if one.verdict not in ("underpowered", "unknown") or one.records > one.rest:
             continue
         among = "all" if one.condition == EVERYBODY else f"'{one.condition}'"
         found = "no gap" if one.gap is None else f"a gap of {one.gap:.2f}"
@@ -178,10 +209,17 @@ def _powerless(detectable: Sequence[Detectable]) -> Iterator[Finding]:
             if one.needed is not None
             else f"about {one.each} records of group '{one.group}' and as many of the others"
         )
+        if one.verdict == "unknown":
+            text = (
+                f"not known whether that is enough: {one.hidden} more are withheld, with which a gap of {one.best:.2f}"
+            )
+            more = f"{text} might be shown"
+        else:
+            more = f"underpowered: needs {more}"
         yield Finding(
-            "error", UNDERPOWERED,
+            "error", UNDERPOWERED if one.verdict == "underpowered" else UNKNOWN,
             f"{one.attribute}: {one.records} test records ({among}) of group '{one.group}' and {one.rest} others can "
-            f"show {found}, the claim is {one.claim:g}; underpowered: needs {more}",
+            f"show {found}, the claim is {one.claim:g}; {more}",
         )  # fmt: skip
 
 
@@ -210,6 +248,6 @@ def to_json(summary: FeasibilitySummary) -> str:
         "feasible": summary.feasible,
         "uses": [one.model_dump() for one in summary.uses],
         "cells": [one.model_dump() for one in summary.cells],
-        "detectable": [asdict(one) | {"underpowered": one.underpowered} for one in summary.detectable],
+        "detectable": [asdict(one) | {"verdict": one.verdict} for one in summary.detectable],
     }
     return json.dumps(data, indent=2, allow_nan=False) + "\n"

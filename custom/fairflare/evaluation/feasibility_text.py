@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fairflare.evaluation.feasibility import Detectable, FeasibilitySummary
+from fairflare.evaluation.feasibility import FeasibilitySummary
 from fairflare.fairness.groups import EVERYBODY
 from fairflare.record import WITHHELD, VocabularyCell
 
@@ -35,9 +35,9 @@ def _legend(summary: FeasibilitySummary) -> Iterator[str]:
     least = max(summary.minimum, 1)
     if least > 1 or summary.least_sites > 1:
         yield (
-            f"'-': no hospital has {least} of them. 'withheld': some have, but showing them would show too few records "
-            f"or too few hospitals. Row {WITHHELD}: hospitals that keep back {least} or more of the label. Numbers are "
-            "of those hospitals only, so there may be more records."
+            f"'-': no hospital can show {least} of them, as it has fewer or would give a smaller cell away. "
+            f"'withheld': some can, but too few. Row {WITHHELD}: hospitals that keep back {least} or more of it. "
+            "Numbers are of those hospitals only, so there may be more records."
         )
     yield (
         "Gaps: two-sided test of two proportions (normal approximation), the group against the other groups of its "
@@ -100,12 +100,6 @@ def _gaps(summary: FeasibilitySummary) -> Table:
         among = "" if one.condition == EVERYBODY else one.condition
         gap = "none" if one.gap is None else f"{one.gap:.3f}"
         claim = "" if one.claim is None else f"{one.claim:g}"
-        cells = (name, one.group, among, str(one.records), str(one.rest), gap, claim, _verdict(one))
+        cells = (name, one.group, among, str(one.records), str(one.rest), gap, claim, one.verdict)
         table.add_row(*map(Text, cells))
     return table
-
-
-def _verdict(one: Detectable) -> str:
-    if one.claim is None:
-        return ""
-    return "underpowered" if one.underpowered else "enough"

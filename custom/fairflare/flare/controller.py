@@ -97,7 +97,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
             for phase in coordinator.phases(roster):
                 self._send(phase, abort_signal, fl_ctx)
                 if abort_signal.triggered:
-                    coordinator.stop("FF-RUN-ABORTED", "the job was aborted")
+                    coordinator.stop("FF-RUN-ABORTED", _aborted(phase))
                     return
         except Exception as problem:
             coordinator.stop("FF-RUN-INTERNAL", f"{type(problem).__name__} at the server; its log has the trace")
@@ -151,6 +151,13 @@ class FairFlareController(Controller):  # type: ignore[misc]
         """Write the record of a run that FLARE ends early."""
         if self._coordinator is not None:
             self._coordinator.stop("FF-RUN-ABORTED", "FLARE ended the job before the last round")
+
+
+def _aborted(phase: Phase) -> str:
+    # FLARE does not say why it aborts a job. If it is a site whose process died, it is among those waited for.
+    waiting = sorted(set(phase.targets) - set(phase.collector.accepted))
+    where = f"the job was aborted in {phase.message.task} of round {phase.message.round}"
+    return f"{where}, while it waited for {', '.join(waiting)}" if waiting else where
 
 
 def _let_no_site_end_the_job(fl_ctx: FLContext) -> None:

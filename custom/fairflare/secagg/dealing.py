@@ -11,18 +11,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fairflare.secagg import shamir
 from fairflare.secagg.joining import JoinedSite
 from fairflare.secagg.params import threshold
+from fairflare.secagg.schedule import channel_key, dealers_digest, share_commitment, share_context
 from fairflare.secagg.state import SiteStep, sha256
-from fairflare.secagg.transcript import (
-    Dealt,
-    Shares,
-    Signed,
-    channel_key,
-    dealers_digest,
-    parse_dealers,
-    refuse,
-    share_commitment,
-    share_context,
-)
+from fairflare.secagg.transcript import Dealt, Shares, Signed, parse_dealers, refuse
 
 
 class DealingSite(JoinedSite):

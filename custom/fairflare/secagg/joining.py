@@ -13,18 +13,9 @@ from fairflare.secagg.encoding import digest
 from fairflare.secagg.identity import Identity, Trust
 from fairflare.secagg.memory import Memory, State, Transition
 from fairflare.secagg.params import Params
+from fairflare.secagg.schedule import session_digest
 from fairflare.secagg.state import Peer, Random, SiteStep, StepPhase
-from fairflare.secagg.transcript import (
-    Join,
-    Joining,
-    Keys,
-    Signed,
-    parse_roster,
-    refuse,
-    session_digest,
-    signed_join,
-    verify_signed,
-)
+from fairflare.secagg.transcript import Join, Joining, Keys, Signed, parse_roster, refuse, signed_join, verify_signed
 
 
 class JoinedSite:

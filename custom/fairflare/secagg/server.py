@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -18,8 +17,19 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fairflare.secagg import shamir
 from fairflare.secagg.identity import Trust
 from fairflare.secagg.masking import add_masks
-from fairflare.secagg.params import Mode, Params, VectorParams, is_words, threshold
-from fairflare.secagg.state import Offer, Words
+from fairflare.secagg.params import Mode, Params, is_words, threshold
+from fairflare.secagg.schedule import (
+    agree,
+    dealers_digest,
+    keyset_digest,
+    pair_key,
+    self_commitment,
+    self_key,
+    session_digest,
+    share_commitment,
+    view_digest,
+)
+from fairflare.secagg.state import Offer, ServerStep, Words
 from fairflare.secagg.transcript import (
     Dealt,
     Join,
@@ -30,47 +40,15 @@ from fairflare.secagg.transcript import (
     Step,
     Unmask,
     Upload,
-    agree,
     confirm_message,
     confirms_message,
-    dealers_digest,
     dealers_message,
-    keyset_digest,
-    pair_key,
     refuse,
     roster_message,
-    self_commitment,
-    self_key,
-    session_digest,
-    share_commitment,
     signed_join,
     signed_list,
     verify_signed,
-    view_digest,
 )
-
-
-@dataclass
-class _Step:
-    """One vector on its way, as the server knows it: no secret before the unmasking."""
-
-    step: Step
-    vector: VectorParams
-    fl_round: int
-    keys: dict[int, Signed] = field(default_factory=dict)
-    keyset: bytes = b""
-    members: dict[int, Keys] = field(default_factory=dict)
-    dealt: dict[int, Dealt] = field(default_factory=dict)
-    dealers: dict[int, Shares] = field(default_factory=dict)
-    dealers_digest: bytes = b""
-    view: bytes = b""
-    uploads: dict[int, Signed] = field(default_factory=dict)
-    payloads: dict[int, Words] = field(default_factory=dict)
-    total: Words | None = None
-    survivors: tuple[int, ...] = ()
-    confirm: bytes = b""
-    confirms: dict[int, bytes] = field(default_factory=dict)
-    shares: dict[int, Unmask] = field(default_factory=dict)
 
 
 class ServerSession:
@@ -93,7 +71,7 @@ class ServerSession:
         self._joinings: dict[str, Joining] = {}
         self._joins: dict[str, Join] = {}
         self._names: tuple[str, ...] = ()
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[int, ServerStep] = {}
         self._next = 0
         self.session = b""
 
@@ -131,7 +109,7 @@ class ServerSession:
             refuse("STATE", "a step before the session began", "the roster first")
         number, self._next = self._next, self._next + 1
         step = Step(self.session, number, label)
-        self._steps[number] = _Step(step, self.params.vector(label), fl_round)
+        self._steps[number] = ServerStep(step, self.params.vector(label), fl_round)
         return Offer(number, label, fl_round)
 
     # ----------------------------------------------------------------------------------------------------------- keys
@@ -345,14 +323,14 @@ class ServerSession:
         return total, sites
 
     def _recovered(
-        self, one: _Step, dealer: int, shares: Mapping[int, bytes], coefficients: Mapping[int, int]
+        self, one: ServerStep, dealer: int, shares: Mapping[int, bytes], coefficients: Mapping[int, int]
     ) -> bytes:
         try:
             return shamir.combine(shares, coefficients)
         except Exception:
             self._culprit(dealer, "secret")
 
-    def _add_lost(self, one: _Step, dealer: int, secret: bytes, plus: list[bytes], minus: list[bytes]) -> None:
+    def _add_lost(self, one: ServerStep, dealer: int, secret: bytes, plus: list[bytes], minus: list[bytes]) -> None:
         """Take what every survivor added for its pair with a lost site out again."""
         private = X25519PrivateKey.from_private_bytes(secret)
         public = one.members[dealer].public
@@ -377,10 +355,10 @@ class ServerSession:
         """Drop everything about steps of this or an earlier round."""
         self._steps = {number: one for number, one in self._steps.items() if one.fl_round > fl_round}
 
-    def _lost(self, one: _Step) -> list[int]:
+    def _lost(self, one: ServerStep) -> list[int]:
         return [index for index in one.dealers if index not in one.survivors]
 
-    def _step(self, number: int, mode: Mode | None = None) -> _Step:
+    def _step(self, number: int, mode: Mode | None = None) -> ServerStep:
         one = self._steps.get(number)
         if one is None or mode not in (None, one.vector.mode):
             refuse("STATE", "a step that is unknown or forgotten, or of the other mode", "a step of the live rounds")
@@ -395,13 +373,13 @@ class ServerSession:
         name = self._names[index - 1]
         verify_signed(self._joins[name].signing_key, signed, name)
 
-    def _verify_enough(self, one: _Step, members: Sequence[int] | Mapping[int, Signed]) -> None:
+    def _verify_enough(self, one: ServerStep, members: Sequence[int] | Mapping[int, Signed]) -> None:
         sites = len(self._names)
         least = sites if one.vector.mode == "closed" else self.params.least(sites)
         if len(members) < least:
             self._too_few(one, len(members), least, "sites")
 
-    def _too_few(self, one: _Step, found: int, least: int, what: str) -> NoReturn:
+    def _too_few(self, one: ServerStep, found: int, least: int, what: str) -> NoReturn:
         refuse(
             "QUORUM",
             f"{found} {what} for '{one.vector.label}'",

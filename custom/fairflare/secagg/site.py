@@ -16,6 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fairflare.secagg.dealing import DealingSite
 from fairflare.secagg.masking import add_masks
 from fairflare.secagg.params import VectorParams, is_words, threshold
+from fairflare.secagg.schedule import (
+    agree,
+    dealers_digest,
+    keyset_digest,
+    pair_key,
+    self_commitment,
+    self_key,
+    view_digest,
+)
 from fairflare.secagg.state import Offer, SiteStep, StepPhase, Words, sha256
 from fairflare.secagg.transcript import (
     Keys,
@@ -23,17 +32,10 @@ from fairflare.secagg.transcript import (
     Step,
     Unmask,
     Upload,
-    agree,
     confirm_message,
-    dealers_digest,
-    keyset_digest,
-    pair_key,
     parse_confirms,
     parse_signed_list,
     refuse,
-    self_commitment,
-    self_key,
-    view_digest,
 )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a site keeps of a session while it lasts: the other sites, and each vector on its way."""
+"""What sites and server keep of a session while it lasts: the other sites, and each vector on its way."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairflare.secagg.params import VectorParams
-from fairflare.secagg.transcript import (
-    Dealt,
-    Keys,
-    Signed,
-    Step,
-)
+from fairflare.secagg.transcript import Dealt, Keys, Shares, Signed, Step, Unmask
 
 Words = NDArray[np.uint32] | NDArray[np.uint64]
 Random = Callable[[int], bytes]
@@ -69,6 +64,29 @@ class SiteStep:
         self.mask = self.self_mask = self.own_share = None
         self.held = {}
         self.phase = "over"
+
+
+@dataclass
+class ServerStep:
+    """One vector on its way, as the server knows it: no secret before the unmasking."""
+
+    step: Step
+    vector: VectorParams
+    fl_round: int
+    keys: dict[int, Signed] = field(default_factory=dict)
+    keyset: bytes = b""
+    members: dict[int, Keys] = field(default_factory=dict)
+    dealt: dict[int, Dealt] = field(default_factory=dict)
+    dealers: dict[int, Shares] = field(default_factory=dict)
+    dealers_digest: bytes = b""
+    view: bytes = b""
+    uploads: dict[int, Signed] = field(default_factory=dict)
+    payloads: dict[int, Words] = field(default_factory=dict)
+    total: Words | None = None
+    survivors: tuple[int, ...] = ()
+    confirm: bytes = b""
+    confirms: dict[int, bytes] = field(default_factory=dict)
+    shares: dict[int, Unmask] = field(default_factory=dict)
 
 
 def sha256(data: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairflare import schema
+from fairflare import presets, schema
 from fairflare.cli import run as run_command
 from fairflare.data.manifest import load
 from fairflare.data.members import from_metadata, members_of

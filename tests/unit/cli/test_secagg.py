@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fairflare import presets, schema
-from fairflare.engine.explain import Explained, Traffic, Trip, explain
+from fairflare.engine.explain import Explained, explain
+from fairflare.engine.explain_traffic import Traffic, Trip
 from fairflare.engine.local import local_masks, software
 from fairflare.engine.masked import params_of
 from fairflare.engine.masked_coordinator import coordinator_of
@@ -268,6 +269,11 @@ def test_a_plan_without_masks_is_an_error(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert code(done) == "FF-SECAGG-PLAN"
     assert "has no masks" in str(done.exception)
+
+
+def test_a_plan_that_only_counts_is_an_error() -> None:
+    done = invoke("secagg", "explain", "jobs/heart_feasibility", "--sites", 4)
+    assert (done.exit_code, code(done)) == (1, "FF-SECAGG-PLAN")
 
 
 def test_two_sites_are_an_error(tmp_path: Path) -> None:

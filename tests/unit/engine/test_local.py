@@ -35,7 +35,7 @@ def step_plan(**changes):
     method = presets.flexfair(FAIR, presets.penalty("age", "demographic_parity", 1.0), preset="official")
     method = {**method, **{key: changes.pop(key) for key in ("scaling",) if key in changes}}
     data = json.loads(schema.pretty(presets.heart("test", presets.FEDAVG)))
-    data["method"] = method
+    data["method"], data["protection"] = method, presets.UNPROTECTED
     data["training"]["work"] = {"unit": "steps", "amount": 3}
     data["cells"]["minimum"] = 0
     return changed(data, **{"rounds": 2, **changes})

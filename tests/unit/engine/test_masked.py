@@ -75,6 +75,13 @@ def test_the_same_plan_gives_the_same_model_twice(tmp_path):
     assert first.sessions[0].transcript != second.sessions[0].transcript
 
 
+def test_the_record_shows_risks_with_three_decimals(tmp_path):
+    record = run_local(masked(plan(FAIR, rounds=2)), four(), tmp_path)
+    risks = [risk for line in record.rounds for penalty in line.penalties for risk in penalty.risk]
+    assert len(risks) == 8
+    assert all(abs(risk * 1000 - round(risk * 1000)) < 1e-9 for risk in risks)
+
+
 def test_three_hospitals_of_images(tmp_path):
     equal = presets.penalty(HOSPITAL, "equal_accuracy", 2.0, utility="dice_loss", weights="uniform")
     open_plan = image_plan(presets.flexfair(equal), rounds=2)

@@ -442,7 +442,7 @@ def test_honest_sums_pass_however_sure_the_model_is(scale: float, minimum: int, 
         total = total + EvaluationSums.measure(scores.strata, groups, sizes, 200, minimum)
     session = Session(
         number=1, transport="local", started="", first_round=0, previous_record_sha256=None, roster=tuple(four()),
-        join_refusals=(), records={**dict.fromkeys(COUNTS, 0.0), "test": 360.0},
+        join_refusals=(), records={**dict.fromkeys(COUNTS, 0.0), "test": 360.0}, identities=None, transcript=None,
     )  # fmt: skip
     assert list(wrong_evaluation(the_plan, total, session, "test", session.roster)) == []
 
@@ -532,7 +532,7 @@ UNREADABLE = {
     "a hash with a line break": lambda d: d["final"].update(model_sha256="0" * 64 + "\n"),
     "an earlier record's hash that is none": lambda d: second_session(d, previous_record_sha256="none"),
     "a number as text": lambda d: d["rounds"][0].update(train_loss="0.1"),
-    "another format": lambda d: d.update(format="fairflare/record/2"),
+    "another format": lambda d: d.update(format="fairflare/record/1"),
 }
 
 

@@ -250,7 +250,7 @@ def make_record(
         confirmed=SITES,
     )
     record = RunRecord(
-        format="fairflare/record/1",
+        format="fairflare/record/2",
         plan=plan,
         plan_sha256=plan.sha256,
         software={},
@@ -261,6 +261,8 @@ def make_record(
         ended="2025-01-01T00:00:00Z",
         initial_model_sha256="a" * 64,
         rounds=tuple(make_round(plan, number) for number in range(plan.training.rounds)),
+        lost_rounds=(),
+        begun=plan.training.rounds + 1,
         final=final,
     )
     return record.model_copy(update=changes)
@@ -277,6 +279,8 @@ def make_session() -> Session:
         roster=SITES,
         join_refusals=(),
         records={"training": 4000.0, "validation": 1200.0, "test": 1200.0, "opted_out": 0.0},
+        identities=None,
+        transcript=None,
     )
 
 
@@ -307,10 +311,11 @@ def make_round(plan: Plan, number: int, **changes: Any) -> RoundRecord:
         "weighed": 4000.0,
         "at_minimum": 0.0,
         "at_maximum": 0.0,
+        "totals": None,
         "penalties": penalties,
         "validation": (),
         "collapse": None,
-        "seconds": Seconds(measure=0.1, train=1.0, aggregate=0.1),
+        "seconds": Seconds(measure=0.1, train=1.0, protect=0.0, aggregate=0.1),
         "model_sha256": "b" * 64,
     }
     return RoundRecord(**(fields | changes))

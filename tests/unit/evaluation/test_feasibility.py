@@ -133,11 +133,26 @@ def test_where_the_others_are_too_few_as_well_both_sides_are_named():
     assert "needs about 393 records of group 'male' and as many of the others" in found.findings[0].text
 
 
+def test_what_is_withheld_may_be_what_a_claim_needs():
+    """Of 300 test records 222 positive ones and 78 others; 180 of the former are shown, 42 of them of women."""
+    everybody = {("all", "all", "absent"): 78, ("all", "all", "present"): 222}
+    shown = {("sex", "female", "present"): 138, ("sex", "male", "present"): 42, ("sex", "female", "absent"): 78}
+    found = summary(plan(CLAIM, minimum=11), everybody | shown)
+    (one,) = (one for one in found.detectable if one.group == "male" and one.claim)
+    assert (one.records, one.rest, one.hidden) == (42, 138, 42)
+    assert one.best == smallest_gap(84, 138, 0.05, 0.8)
+    assert one.verdict == "unknown"
+    assert codes(found)[0] == "FF-RUN-POWER-UNKNOWN"
+    assert not found.feasible  # what is not known to be enough is not claimed
+    out_of_reach = summary(plan({**CLAIM, "gap": 0.1}, minimum=11), everybody | shown)
+    assert codes(out_of_reach)[0] == "FF-RUN-UNDERPOWERED"
+
+
 def test_a_claim_within_reach_is_feasible():
     found = summary(plan({**CLAIM, "gap": 0.3}), SEX | AGE)
     assert found.findings == ()
     assert found.feasible
-    assert [one.underpowered for one in found.detectable] == [False] * 4
+    assert [one.verdict for one in found.detectable] == ["enough", "enough", "", ""]
 
 
 def test_the_condition_of_the_criterion_decides_which_records_count():

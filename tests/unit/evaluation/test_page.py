@@ -566,12 +566,12 @@ def test_a_run_in_one_process_had_no_separate_sites() -> None:
 
 def test_protections_that_this_version_does_not_know_are_shown_as_the_plan_says() -> None:
     record = make_run()
-    protection = record.plan.protection.model_copy(update={"update": "masked"})
+    protection = record.plan.protection.model_copy(update={"update": "sealed"})
     plan = record.plan.model_copy(update={"protection": protection, "differential_privacy": {"epsilon": 3}})
     run = ReportedRun("x", record.model_copy(update={"plan": plan}), None)
     with pytest.warns(UserWarning, match="serialized value"):
         box = Document(page(run)).root.all("section")[0].text
-    assert "YES Hiding each site's model update. By 'masked', as the plan says." in box
+    assert "YES Hiding each site's model update. By 'sealed', as the plan says." in box
     assert 'YES Differential privacy. As the plan says: {"epsilon": 3}' in box
 
 
