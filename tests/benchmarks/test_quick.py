@@ -89,7 +89,7 @@ def test_masks_are_measured_without_other_programs(tmp_path: Path) -> None:
     found, skipped = masks.all_figures(masks.QUICK, tmp_path)
     keys = {(one.section, one.key) for one in found}
     assert {key for section, key in keys if section == masks.CLIENT} == {
-        "floor", "kernel", "over_floor", "kernel_default", "client_one", "client_whole",
+        "floor", "kernel", "over_floor", "kernel_default", "client_one", "client_default", "client_whole",
     }  # fmt: skip
     assert {key for section, key in keys if section == masks.SERVER} == {"server"}
     assert {key for section, key in keys if section == masks.UPLOAD} == {"upload", "upload_ratio"}

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
 
 from fairflare import presets, schema
@@ -22,6 +24,7 @@ from fairflare.policy import (
     standard_policy,
     write_policy,
 )
+from fairflare.secagg.identity import development_identity
 
 STORE = Path("/var/lib/fairflare")
 
@@ -135,6 +138,15 @@ def test_an_open_policy_is_one_for_simulations(tmp_path: Path) -> None:
     run("new", "--template", "open", "--store", tmp_path / "store", "--to", tmp_path)
     assert read_policy(tmp_path) == open_policy(tmp_path / "store")
     assert run("check", tmp_path, "jobs/heart_flexfair") == (0, "the plan is within the policy\n")
+
+
+def test_the_hash_of_a_key_is_what_peers_compare(tmp_path: Path) -> None:
+    identity = development_identity("north")
+    certificate = x509.load_der_x509_certificate(identity.certificate)
+    (tmp_path / "client.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    assert run("key", tmp_path / "client.crt") == (0, identity.spki.hex() + "\n")
+    (tmp_path / "client.crt").write_text("no certificate", encoding="utf-8")
+    assert "FF-SECAGG-CERTIFICATE" in run("key", tmp_path / "client.crt")[1]
 
 
 def test_the_schema_is_frozen() -> None:

@@ -47,6 +47,16 @@ def new(
 
 
 @app.command()
+def key(
+    certificate: Annotated[Path, typer.Argument(help="The start-up kit's client.crt.")],
+) -> None:
+    """Print the hash of a site's public key: what the other hospitals write under 'peers', told by telephone."""
+    from fairflare.secagg.identity import key_hash
+
+    typer.echo(key_hash(certificate.read_bytes()))
+
+
+@app.command()
 def check(
     policy: Annotated[Path, typer.Argument(help="A site_policy.json, or the folder that holds it.")],
     plan: Annotated[Path, typer.Argument(help="A job's folder, or a plan.json.")],

@@ -84,6 +84,14 @@ class Identity:
         return self._key.sign(message, _padding(), hashes.SHA256())
 
 
+def key_hash(certificate_pem: bytes) -> str:
+    """SHA-256 (hex) of a certificate's public key: what other sites pin. Raises ``FF-SECAGG-CERTIFICATE``."""
+    try:
+        return _spki(_rsa_key("this site", x509.load_pem_x509_certificate(certificate_pem))).hex()
+    except ValueError:
+        _refuse_certificate("this site", "a certificate that cannot be read")
+
+
 def kit_identity(name: str, certificate_pem: bytes, key_pem: bytes) -> Identity:
     """The identity in a start-up kit (``client.crt``, ``client.key``).
 
