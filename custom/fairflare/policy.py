@@ -17,13 +17,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from fairflare import schema
 from fairflare.errors import CatalogError, PolicyError
-from fairflare.plan import Plan
+from fairflare.plan import Consent, Plan
 from fairflare.schema import StrictModel, rule
 
 FORMAT = "fairflare/catalog/1"
@@ -197,8 +197,13 @@ class SitePolicy(StrictModel):
     cells_minimum, cells_sites
         Fewest records of a group here, and fewest sites that have it, for sums of the group to be opened.
     cohort_changes
-        How many other sets of sites may get the same exact statistic of a data set: the difference of two sums is the
-        sum of the sites in which they differ.
+        How many other sets of sites may get exact statistics of a data set: the difference of two sums is the sum of
+        the sites in which they differ.
+    plans
+        SHA-256 (hex) of the plans that this site has approved (``fairflare plan hash``); ``null``: any that the rest
+        of the policy allows. A site answers each question once for each plan: whoever may choose plans may ask again.
+    consents
+        Consents of a plan that this site gives.
     """
 
     format: Literal["fairflare/policy/1"]
@@ -212,11 +217,15 @@ class SitePolicy(StrictModel):
     cells_minimum: Annotated[int, Field(ge=0)]
     cells_sites: Annotated[int, Field(ge=1)]
     cohort_changes: Annotated[int, Field(ge=0)]
+    plans: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] | None
+    consents: tuple[Consent, ...]
 
     @model_validator(mode="after")
     def _check(self) -> SitePolicy:
         if not Path(self.store).is_absolute():
             raise rule("got a relative path in 'store', expected an absolute one", "write the full path, from / on")
+        if self.peers == {}:
+            raise rule("got 'peers' without a site, expected at least one, or null for whoever the project vouches for")
         for name in self.peers or ():
             if not is_site_name(name):
                 raise rule(f"got a key that cannot stand among site names, expected keys that match {_SITE.pattern}")
@@ -225,6 +234,11 @@ class SitePolicy(StrictModel):
     def check(self, plan: Plan) -> Iterator[str]:
         """Whatever ``plan`` asks for and this policy does not allow, each as "field: got ..., expected ..."."""
         masking = plan.protection.masking
+        if self.plans is not None and plan.sha256 not in self.plans:
+            yield f"plans: got {plan.sha256}, expected one of the {len(self.plans)} that this site has approved"
+        for consent in plan.consents:
+            if consent not in self.consents:
+                yield f"consents: got '{consent}', expected {', '.join(self.consents) or 'none'}"
         if self.protection == "masked" and masking is None:
             yield f"protection: got '{plan.protection.update}', expected 'masked'"
         least = {
@@ -250,8 +264,12 @@ class SitePolicy(StrictModel):
                 next_step="ask the researcher to change the plan, or the site's owner to change the policy",
             )
 
-    def memory_file(self, site: str, data_set: str, workspace: Path) -> Path:
-        """Where the site remembers what it revealed of a data set; ``FF-POLICY-STORE`` if FLARE could erase it."""
+    def memory_file(self, site: str | None, data_set: str, workspace: Path) -> Path:
+        """Where the site remembers what it revealed of a data set; ``FF-POLICY-STORE`` if FLARE could erase it.
+
+        ``site`` is for simulators, whose sites share a policy: a hospital has one memory of a data set, whatever its
+        name in a project.
+        """
         store = Path(os.path.realpath(self.store))
         if store.is_relative_to(os.path.realpath(workspace)):
             raise PolicyError(
@@ -260,7 +278,7 @@ class SitePolicy(StrictModel):
                 expected="a folder outside of it",
                 next_step="choose another folder in site_policy.json, and move what is in the old one",
             )
-        return store / site / data_set / "reveals.sqlite"
+        return (store if site is None else store / site) / data_set / "reveals.sqlite"
 
 
 def open_policy(store: Path, *, identities: Literal["kit", "development"] = "development") -> SitePolicy:
@@ -268,14 +286,19 @@ def open_policy(store: Path, *, identities: Literal["kit", "development"] = "dev
     return SitePolicy(
         format="fairflare/policy/1", store=str(store), protection="none", identities=identities, peers=None,
         least_sites=1, colluders=0, weight_unit=1, cells_minimum=0, cells_sites=1, cohort_changes=1_000_000,
+        plans=None, consents=get_args(Consent),
     )  # fmt: skip
 
 
 def standard_policy(store: Path) -> SitePolicy:
-    """A policy for patients' data: masks, start-up kits, cells of at least 11 records and three sites, one cohort."""
+    """A policy for patients' data: masks, start-up kits, cells of at least 11 records and three sites, one cohort.
+
+    It approves no plan yet.
+    """
     return SitePolicy(
         format="fairflare/policy/1", store=str(store), protection="masked", identities="kit", peers=None,
         least_sites=3, colluders=1, weight_unit=10, cells_minimum=11, cells_sites=3, cohort_changes=0,
+        plans=(), consents=(),
     )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ class Federation:
 
     def set_policy(self, site: str, **changes: object) -> None:
         """Write a site's policy: kits, and the keys of all peers; it is read anew for every job."""
-        policy = open_policy(self.store, identities="kit").model_copy(update={"peers": self.peers, **changes})
+        policy = open_policy(self.store / site, identities="kit").model_copy(update={"peers": self.peers, **changes})
         write_policy(self.kits[site] / "local", SitePolicy.model_validate_json(policy.model_dump_json()))
 
     # -------------------------------------------------------------------------------------------------------- processes

@@ -40,13 +40,33 @@ def plan(**changes: Any) -> Plan:
     return parse_plan(json.dumps(data))
 
 
+def standard() -> SitePolicy:
+    """The standard policy of a site that does not list plans."""
+    return standard_policy(STORE).model_copy(update={"plans": None})
+
+
 def test_an_open_policy_takes_every_shipped_plan() -> None:
     for name in presets.JOBS:
         open_policy(STORE).verify(presets.shipped(name))
 
 
 def test_the_standard_policy_takes_a_plan_that_holds_small_cells_back() -> None:
-    standard_policy(STORE).verify(plan(cells={"minimum": 11, "sites": 3}))
+    standard().verify(plan(cells={"minimum": 11, "sites": 3}))
+
+
+def test_the_standard_policy_takes_no_plan_that_was_not_approved() -> None:
+    wanted = plan(cells={"minimum": 11, "sites": 3})
+    found = list(standard_policy(STORE).check(wanted))
+    assert found == [f"plans: got {wanted.sha256}, expected one of the 0 that this site has approved"]
+    standard_policy(STORE).model_copy(update={"plans": (wanted.sha256,)}).verify(wanted)
+
+
+def test_a_consent_of_the_plan_must_be_the_sites_as_well() -> None:
+    wanted = presets.shipped("fundus_flexfair")
+    policy = open_policy(STORE)
+    policy.verify(wanted)
+    found = list(policy.model_copy(update={"consents": ()}).check(wanted))
+    assert found == ["consents: got 'pair_sums_of_three_hospitals', expected none"]
 
 
 WEAKER = {
@@ -69,9 +89,9 @@ WEAKER = {
 
 @pytest.mark.parametrize(("changes", "found"), WEAKER.values(), ids=WEAKER)
 def test_a_weaker_plan_is_refused_by_what_is_weak(changes: dict[str, Any], found: str) -> None:
-    assert list(standard_policy(STORE).check(plan(**changes))) == [found]
+    assert list(standard().check(plan(**changes))) == [found]
     with pytest.raises(PolicyError, match="FF-POLICY-REFUSED"):
-        standard_policy(STORE).verify(plan(**changes))
+        standard().verify(plan(**changes))
 
 
 def test_fewer_sites_than_the_policy_wants_are_refused() -> None:
@@ -87,6 +107,9 @@ def test_a_policy_is_what_was_written(tmp_path: Path) -> None:
 
 BROKEN = {
     "a relative store": ({"store": "data"}, "FF-POLICY-RULE"),
+    "nobody as a peer": ({"peers": {}}, "FF-POLICY-RULE"),
+    "a plan that is no hash": ({"plans": ["heart"]}, "FF-POLICY-VALUE"),
+    "an unknown consent": ({"consents": ["everything"]}, "FF-POLICY-VALUE"),
     "a short key": ({"peers": {"north": "ab"}}, "FF-POLICY-VALUE"),
     "a site that is a path": ({"peers": {"../north": "ab" * 32}}, "FF-POLICY-RULE"),
     "another word": ({"protection": "secret"}, "FF-POLICY-VALUE"),
@@ -116,6 +139,8 @@ def test_the_memory_lies_outside_of_the_workspace(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "workspace")
     outside = open_policy(tmp_path / "store").memory_file("north", "heart", tmp_path / "workspace")
     assert outside == tmp_path / "store" / "north" / "heart" / "reveals.sqlite"
+    one = open_policy(tmp_path / "store").memory_file(None, "heart", tmp_path / "workspace")
+    assert one == tmp_path / "store" / "heart" / "reveals.sqlite"
     for inside in ("workspace", "workspace/store", "link/store"):
         with pytest.raises(PolicyError, match="FF-POLICY-STORE"):
             open_policy(tmp_path / inside).memory_file("north", "heart", tmp_path / "workspace")

@@ -42,6 +42,7 @@ def new(
             expected="a folder without: a hospital's will is never overwritten",
             next_step="edit the policy that is there, or move it away first",
         )
+    to.mkdir(parents=True, exist_ok=True)
     made = (open_policy if template is Template.open else standard_policy)(store.absolute())
     typer.echo(f"wrote {write_policy(to, made)}")
 
@@ -66,5 +67,6 @@ def check(
     for text in found:
         typer.echo(text)
     if found:
+        typer.echo("next step: change the plan, or, if the site agrees, its policy (a plan's hash goes under 'plans')")
         raise typer.Exit(1)
     typer.echo("the plan is within the policy")

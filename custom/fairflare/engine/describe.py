@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fairflare import schema
 from fairflare.errors import RunError
@@ -14,6 +14,7 @@ from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
 from fairflare.methods.base import NamedState
 from fairflare.plan import Plan
 from fairflare.record import Collapse, LostRound, PenaltyRecord, RoundRecord, RunRecord, Session
+from fairflare.secagg.identity import KIT
 
 if TYPE_CHECKING:
     from fairflare.engine.server import Start
@@ -43,7 +44,7 @@ def notices(plan: Plan, identities: str | None = None) -> tuple[str, ...]:
 def first_record(plan: Plan, start: Start, initial_sha256: str) -> RunRecord:
     """The record at the start of a session: a new one, or an earlier one that goes on."""
     transport, software = start.transport, dict(start.software)
-    identities = start.identities if plan.protection.masked else None
+    identities = _identities(plan, start)
     if start.earlier is None:
         session = Session(
             number=1, transport=transport, started=now(), first_round=0, previous_record_sha256=None,
@@ -72,6 +73,13 @@ def first_record(plan: Plan, start: Start, initial_sha256: str) -> RunRecord:
             "lost_rounds": (*earlier.lost_rounds, *lost),
         }
     )  # fmt: skip
+
+
+def _identities(plan: Plan, start: Start) -> Literal["kit", "development"] | None:
+    """Who vouches for the sites of a plan with masks."""
+    if not plan.protection.masked:
+        return None
+    return "kit" if start.trust.kind == KIT else "development"
 
 
 def verify_resumable(earlier: RunRecord, plan: Plan) -> None:

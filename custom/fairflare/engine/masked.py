@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Mapping
 
@@ -11,6 +12,7 @@ import numpy as np
 from fairflare.engine.messages import Layout, Message
 from fairflare.errors import SecaggError
 from fairflare.plan import Masking, Plan
+from fairflare.secagg.envelope import Item
 from fairflare.secagg.fixedpoint import STATISTICS_FRACTION_BITS, UpdateCodec
 from fairflare.secagg.params import Params, VectorParams
 from fairflare.secagg.protection import Floats, VectorSpec
@@ -18,6 +20,11 @@ from fairflare.secagg.schedule import task_digest, tensor_digest
 
 #: Which totals act in a round, as ``Message.text["totals"]`` says it.
 ACT, NONE = "act", "none"
+#: Whether the optimiser's state goes on from the last round, as ``Message.text["optimizer"]`` says it: at all sites, or
+#: at none. Otherwise rounds that one site alone was left out of could make the others' updates vanish beside its own.
+KEEP, RESET = "keep", "reset"
+#: Closed vectors that decide about later ones: what a site was shown as their parts is an input of its work.
+DECIDING = ("counts", "cells")
 
 
 def masking_of(plan: Plan) -> Masking:
@@ -60,10 +67,12 @@ def coarse_records(records: int, unit: int) -> int:
     return max(1, (2 * records + unit) // (2 * unit)) * unit
 
 
-def inputs_digest(message: Message, totals: Floats | None) -> bytes:
+def inputs_digest(message: Message, totals: Floats | None, openings: Mapping[str, bytes]) -> bytes:
     """D of a task: every tensor, number and text that the site's work depends on, and the totals that act.
 
-    The model of ``train`` came with ``measure``; here its hash stands for it.
+    ``openings``: what was opened of each vector of :data:`DECIDING` so far (:func:`opening_digest`). A colluding site
+    can sign two versions of its part, so two sites could be shown two totals; then their views differ here. The model
+    of ``train`` came with ``measure``; here its hash stands for it.
     """
     vectors: dict[str, np.ndarray] = dict(message.vectors)
     if totals is not None:
@@ -71,7 +80,13 @@ def inputs_digest(message: Message, totals: Floats | None) -> bytes:
     tensors = [_tensor(label, values) for label, values in vectors.items()]
     numbers = [(name, struct.pack(">d", value)) for name, value in message.numbers.items()]
     texts = [(name, value.encode("utf-8")) for name, value in message.text.items()]
-    return task_digest(message.task, message.round, message.step, tensors, [*numbers, *texts])
+    opened = [(f"opened.{label}", found) for label, found in openings.items()]
+    return task_digest(message.task, message.round, message.step, tensors, [*numbers, *texts, *opened])
+
+
+def opening_digest(item: Item) -> bytes:
+    """What an opening showed: everybody's signed upload and its words."""
+    return hashlib.sha256(item.data).digest()
 
 
 def _tensor(label: str, values: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fairflare.engine.collector import Sums
-from fairflare.engine.masked import ACT, NONE, masking_of
+from fairflare.engine.masked import ACT, KEEP, NONE, RESET, masking_of
 from fairflare.engine.masked_server import RISK, UPDATE, MaskedServer
 from fairflare.engine.messages import (
     CONFIRM,
@@ -49,10 +49,11 @@ class MaskedCoordinator(Coordinator):
 
     def __init__(self, plan: Plan, folder: Path, start: Start) -> None:
         super().__init__(plan, folder, start)
-        self._masks = MaskedServer(self.layout, start.identities, start.session)
+        self._masks = MaskedServer(self.layout, start.trust, start.session)
         self._risk: Floats | None = None
         self._risk_round = -1
         self._participants: Participants = {}
+        self._trained: tuple[int, tuple[str, ...]] = (-1, ())
 
     def _addressed(self, message: Message) -> tuple[Message, Sums]:
         totals = self._acting(message) if message.task in (TRAIN, STEP, TRAIN_ALONE) else None
@@ -146,10 +147,20 @@ class MaskedCoordinator(Coordinator):
         self, task: str, number: int, targets: Sequence[str], *, model: bool = False, totals: bool = False
     ) -> Iterator[Phase]:
         """One phase of a round; afterwards ``self._participants`` has who answered."""
-        text = {"totals": ACT if self._usable(number) else NONE} if totals else {}
+        text = {}
+        if totals:
+            text = {"totals": ACT if self._usable(number) else NONE, "optimizer": self._state(number, targets)}
         vectors = {"model": self.model} if model else {}
         yield from self._phase(task, number, targets, vectors=vectors, text=text)
         self._participants[task] = self._last.accepted
+        if totals:
+            self._trained = number, self._last.accepted
+
+    def _state(self, number: int, targets: Sequence[str]) -> str:
+        """Whether optimisers go on: only where all these sites trained in the round before."""
+        keeps = self.plan.training.optimizer.state == "keep"
+        together = self._trained[0] == number - 1 and set(targets) <= set(self._trained[1])
+        return KEEP if keeps and together else RESET
 
     def _measured_round(self, number: int) -> Iterator[Phase]:
         yield from self._keyed(number)

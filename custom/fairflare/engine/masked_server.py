@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
 
-from fairflare.engine.masked import inputs_digest, label_steps, params_of, update_codec
+from fairflare.engine.masked import DECIDING, inputs_digest, label_steps, opening_digest, params_of, update_codec
+from fairflare.engine.masked_site import verify_bits
 from fairflare.engine.messages import JOIN, Layout, Message, Reply
 from fairflare.errors import RoundError
 from fairflare.fairness.groups import Floats
 from fairflare.secagg.envelope import UP, Item, offer_data, opening_data, pack, unpack
 from fairflare.secagg.fixedpoint import StatisticsCodec
+from fairflare.secagg.identity import Trust
 from fairflare.secagg.params import is_words
 from fairflare.secagg.protection import Opened
 from fairflare.secagg.server import ServerSession
 
 UPDATE, RISK = "update", "risk_sums"
+#: Kind of a message down -> kind of the answer to it.
+_ANSWERS = {"offer": "keys", "keyset": "shares", "survivors": "confirm", "confirms": "unmask"}
 
 
 class MaskedServer:
@@ -28,21 +32,21 @@ class MaskedServer:
     ----------
     layout
         The job's vectors.
-    identities
-        ``kit`` or ``development``: who vouches for the sites.
+    trust
+        Whom the server believes; a site that it would not is refused by name before the others see it.
     job
         Name of the session.
     """
 
-    def __init__(self, layout: Layout, identities: str, job: str) -> None:
+    def __init__(self, layout: Layout, trust: Trust, job: str) -> None:
         self.layout = layout
-        self.params = params_of(layout, identities)
-        self.session = ServerSession(self.params, job)
+        self.params = params_of(layout, trust.kind)
+        self.session = ServerSession(self.params, job, trust)
         self._codec = update_codec(layout.plan)
         self._steps: dict[str, int] = {}
         self._items: list[Item] = []
         self._leaving: dict[str, int] = {}
-        self._newest: Item | None = None
+        self._opened: dict[str, Item] = {}
         self._update = -1
 
     # --------------------------------------------------------------------------------------- what goes with a message
@@ -82,13 +86,11 @@ class MaskedServer:
         number = self._steps[label]
         item = Item("opening", number, opening_data(*self.session.opening(number)))
         self._items.append(item)
-        if label == RISK:
-            self._newest = item
+        self._opened[label] = item
 
     def reopen(self) -> None:
-        """Give the newest group sums once more: a site may have missed the task that they went with."""
-        if self._newest is not None and self._newest not in self._items:
-            self._items.append(self._newest)
+        """Give what was opened last once more: a site may have missed the task that it went with."""
+        self._items += [item for item in self._opened.values() if item not in self._items]
 
     def survivors(self) -> None:
         """Fix which updates will be summed; sites answer the next message with their consent."""
@@ -104,10 +106,22 @@ class MaskedServer:
         """The message with everything queued for it, and what its replies are added to."""
         message = replace(message, protocol=pack(self._items) if self._items else b"")
         for number in self._leaving.values():
-            self.session.expect(number, inputs_digest(message, totals), message.task)
-        sums = MaskedSums(self, message.task, dict(self._leaving))
+            self.session.expect(number, inputs_digest(message, totals, self._openings), message.task)
+        sums = MaskedSums(self, dict(self._leaving), self._answers(message.task))
         self._items, self._leaving = [], {}
         return message, sums
+
+    @property
+    def _openings(self) -> dict[str, bytes]:
+        return {label: opening_digest(item) for label, item in self._opened.items() if label in DECIDING}
+
+    def _answers(self, task: str) -> set[tuple[str, int]]:
+        """Kind and step of every protocol message that an answer to the next message must hold."""
+        found = {("upload", number) for number in self._leaving.values()}
+        for item in self._items:
+            if item.kind in _ANSWERS and not (item.kind == "keyset" and item.number in self._leaving.values()):
+                found.add((_ANSWERS[item.kind], item.number))
+        return found | ({("join", 0)} if task == JOIN else set())
 
     def drop_queue(self) -> None:
         """Forget what was to go with the next message: the round is lost."""
@@ -141,6 +155,8 @@ class MaskedServer:
         """The sum of a closed step over the whole roster; raises while a site is missing."""
         sites = self.session.roster
         total = StatisticsCodec(len(sites)).decode(self.session.opened(number).astype(np.uint64, copy=False))
+        if label == "cells":
+            verify_bits(total, len(sites))
         if (total < 0).any():
             raise RoundError(
                 "FF-ROUND-RANGE",
@@ -154,16 +170,19 @@ class MaskedServer:
 class MaskedSums:
     """Replies to one message: masked vectors by step, and protocol messages."""
 
-    def __init__(self, masks: MaskedServer, task: str, numbers: Mapping[str, int]) -> None:
+    def __init__(self, masks: MaskedServer, numbers: Mapping[str, int], answers: Set[tuple[str, int]]) -> None:
         self._masks = masks
-        self._task = task
         self._numbers = numbers
+        self._answers = answers
 
     def check(self, site: str, reply: Reply) -> None:
         """Refuse other vectors than were asked for, any weight in clear, and whatever the protocol does not allow."""
         if set(reply.payloads) != set(self._numbers):
             raise _refused("KEYS", "other vectors than were asked for", ", ".join(self._numbers) or "none")
         session, items = self._masks.session, unpack(reply.protocol, UP)
+        if sorted((item.kind, item.number) for item in items) != sorted(self._answers):
+            wanted = ", ".join(sorted({kind for kind, _ in self._answers})) or "none"
+            raise _refused("KEYS", "other protocol messages than were asked for", f"each once: {wanted}")
         uploads = self._uploads(items)
         for label, number in self._numbers.items():
             payload = reply.payloads[label]
@@ -176,16 +195,10 @@ class MaskedSums:
             self._take(site, item)
 
     def _uploads(self, items: Sequence[Item]) -> dict[int, bytes]:
-        found = {item.number: item.data for item in items if item.kind == "upload"}
-        several = len(found) != sum(item.kind == "upload" for item in items)
-        if several or set(found) != set(self._numbers.values()):
-            raise _refused("KEYS", "signatures of other vectors than were asked for", "one for each vector")
-        return found
+        return {item.number: item.data for item in items if item.kind == "upload"}
 
     def _take(self, site: str, item: Item) -> None:
         session = self._masks.session
-        if (item.kind == "join") != (self._task == JOIN):
-            raise _refused("KEYS", f"a message '{item.kind}' in answer to {self._task}", "what was asked for")
         if item.kind == "join":
             session.join(site, item.data)
         elif item.kind == "keys":

@@ -14,10 +14,13 @@ from fairflare.engine.cells import CellRule, Kept
 from fairflare.engine.incoming import refused
 from fairflare.engine.masked import (
     ACT,
+    DECIDING,
+    KEEP,
     coarse_records,
     inputs_digest,
     label_steps,
     masking_of,
+    opening_digest,
     params_of,
     update_codec,
 )
@@ -90,6 +93,8 @@ class MaskedSite(SiteProtection):
         self._message: Message | None = None
         self._totals: Floats | None = None
         self._weights: tuple[int, int] = (0, 0)
+        self._openings: dict[str, bytes] = {}
+        self._trained: int | None = None
 
     # -------------------------------------------------------------------------------------------- before the local work
 
@@ -114,6 +119,7 @@ class MaskedSite(SiteProtection):
         )
         self._session, self._steps, self._totals, self.totals_round = session, {}, None, -1
         self._kept, self.cells, self._weights = None, None, (0, 0)
+        self._openings, self._trained = {}, None
         self._answers = [Item("join", 0, session.join())]
 
     def _handle(self, session: SiteSession, item: Item) -> None:
@@ -136,14 +142,20 @@ class MaskedSite(SiteProtection):
 
     def _open(self, session: SiteSession, item: Item) -> None:
         vector = session.vector(item.number)
-        if vector.label == "risk_sums" and self.totals_round == session.round_of(item.number):
+        again = vector.label == "risk_sums" and self.totals_round == session.round_of(item.number)
+        if again or self._openings.get(vector.label) == opening_digest(item):
             return  # this site has these already; the message is for one that does not
+        if vector.label in self._openings:
+            refuse("OPENING", f"a second opening of '{vector.label}'", "one in a session")
         survivors, payloads = parse_opening(item, vector)
         words = session.opening(item.number, survivors, payloads)
         total = StatisticsCodec(len(session.roster)).decode(words.astype(np.uint64))
+        if vector.label in DECIDING:
+            self._openings[vector.label] = opening_digest(item)
         if vector.label == "counts":
             self._weights = (self._weights[0], round(total[-1]))
         elif vector.label == "cells":
+            verify_bits(total, len(session.roster))
             self.cells = total
             if self._own_kept is not None:
                 self._kept = self.rule.kept(total) & self._own_kept
@@ -173,6 +185,13 @@ class MaskedSite(SiteProtection):
         if self.rule.length and self._kept is None:
             refuse("CELLS", "a task before the cells were counted", "the opening of 'cells' first")
         return self._kept
+
+    def keeps_state(self, message: Message) -> bool:
+        """Whether the optimiser's state goes on; refused unless this site uploaded an update in the round before."""
+        keep = message.text.get("optimizer") == KEEP
+        if keep and (self._trained is None or self._trained != message.round - 1):
+            refuse("OPTIMIZER", "a state to be kept of a round that this site was not in", "a new state at all sites")
+        return keep
 
     @property
     def share(self) -> float:
@@ -233,7 +252,8 @@ class MaskedSite(SiteProtection):
         # The memory knows a question by its round, and the step's round is what the server offered it as.
         if any(session.round_of(number) != message.round for number, _ in order):
             refuse("ROUND", "a step of another round than the task", "steps of the task's own round")
-        signed = session.upload(order, inputs_digest(message, totals), message.task)
+        signed = session.upload(order, inputs_digest(message, totals, self._openings), message.task)
+        self._trained = message.round if message.task in (TRAIN, TRAIN_ALONE) else self._trained
         for (number, _), one in zip(order, signed, strict=True):
             self._answers.append(Item("upload", number, one.encoded()))
         return {label: Payload(words[label], None) for label in words}
@@ -264,6 +284,12 @@ class MaskedSite(SiteProtection):
                 next_step="the server must begin a new session",
             )
         return self._session
+
+
+def verify_bits(total: Floats, sites: int) -> None:
+    """Raise ``FF-SECAGG-RANGE`` unless ``total`` can be a sum of one bit of each site."""
+    if not ((total >= 0) & (total <= sites) & (total == np.floor(total))).all():
+        refuse("RANGE", "a sum of bits that no sites can have sent", f"whole numbers from 0 to {sites}")
 
 
 def masked_site(name: str, layout: Layout, masks: Masks | None) -> MaskedSite | None:

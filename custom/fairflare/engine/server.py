@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,7 @@ from fairflare.record import (
     group_lines,
     results_of,
 )
+from fairflare.secagg.identity import DEVELOPMENT, Trust
 from fairflare.secagg.protection import Opened
 
 
@@ -84,8 +85,8 @@ class Start:
         The best model on validation data so far of the earlier start, or ``None``.
     weights
         Folder of weight files, for a plan that starts from one.
-    identities
-        For a plan with masks, who vouches for the sites: start-up kits, or nobody.
+    trust
+        With masks, whom the server believes: the root of its start-up kit, or in a simulation anybody.
     """
 
     session: str
@@ -94,7 +95,7 @@ class Start:
     earlier: tuple[RunRecord, Vector | None, str] | None = None
     best: Vector | None = None
     weights: Path | None = None
-    identities: Literal["kit", "development"] = "development"
+    trust: Trust = field(default_factory=lambda: Trust(DEVELOPMENT))
 
 
 class Coordinator:
@@ -205,8 +206,8 @@ class Coordinator:
 
     def _addressed(self, message: Message) -> tuple[Message, Sums]:
         """The message as it is sent, and what replies to it are added to."""
-        unit = self._records if self.plan.training.aggregation == "records" else 1.0
-        return message, PlainSums(self.layout, message.task, unit)
+        by_records = self.plan.training.aggregation == "records"
+        return message, PlainSums(self.layout, message.task, self._records if by_records else 1.0)
 
     def _note(self, collector: Collector) -> None:
         self._last = collector
@@ -316,8 +317,7 @@ class Coordinator:
             )
         self._sha256 = vector_sha256(self.model)
         *_, last = participants.values()
-        self._missed.update(dict.fromkeys(last, 0))
-        self._missed = dict(sorted(self._missed.items()))
+        self._missed = dict(sorted({**self._missed, **dict.fromkeys(last, 0)}.items()))
         sums: dict[str, float | None] = dict.fromkeys(TRAINING_SUMS)
         if "training_sums" in trained:
             sums.update(zip(TRAINING_SUMS, trained["training_sums"].total.tolist(), strict=True))

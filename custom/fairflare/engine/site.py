@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fairflare.data.manifest import Records, SiteData
+from fairflare.engine.failures import note_failure
 from fairflare.engine.incoming import refused, verify_message
 from fairflare.engine.masked_site import Masks, masked_site
 from fairflare.engine.messages import (
@@ -35,6 +36,7 @@ from fairflare.engine.objective import Scores
 from fairflare.engine.results import keep_models, received_record
 from fairflare.engine.rounds import kept_totals
 from fairflare.engine.site_round import SiteRound, training_sums
+from fairflare.engine.trainable import refused_data, verify_trainable
 from fairflare.engine.training import Trainer
 from fairflare.errors import DataError
 from fairflare.fairness.groups import (
@@ -134,22 +136,14 @@ class Site:
         verify_message(message, self.layout, joined)
 
     def _join(self, message: Message) -> dict[str, Weighted]:
-        data = self._load() if self._data is None else self._data
-        batch = self.plan.training.batch
-        if len(data.training) == 0:
-            raise DataError(
-                "FF-DATA-NO-TRAINING",
-                got="no training record",
-                expected="at least one",
-                next_step="check the manifest's splits and the opt-out list",
-            )
-        if batch.unit == "batches_per_epoch" and len(data.training) < batch.amount:
-            raise DataError(
-                "FF-DATA-FEW",
-                got=f"fewer training records than the {batch.amount} batches of an epoch",
-                expected="at least one record per batch",
-                next_step="lower training.batch.amount in the plan",
-            )
+        try:
+            data = self._load() if self._data is None else self._data
+            verify_trainable(self.plan, data)
+        except DataError as problem:
+            if self._masked is None:
+                raise
+            note_failure(self.folder, message.task, problem)
+            raise refused_data() from None
         self._data, self._round, self._evaluated, self._own, self._owns = data, None, None, {}, {}
         self._session, self._measured, self._own_round = message.session, -1, -1
         self._trainer = Trainer(self.plan, self.name, data.training)
@@ -341,6 +335,8 @@ class Site:
         data, trainer = self._parts()
         current = self._current(message)
         self._round = None
+        if self._masked is not None and not self._masked.keeps_state(message):
+            trainer.forget()
         if self.plan.method.lock_step:
             self._apply_batch(current, message)
         else:

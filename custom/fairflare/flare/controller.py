@@ -31,7 +31,7 @@ from fairflare.errors import FairFlareError
 from fairflare.flare import wire
 from fairflare.flare.aggregator import SITE, FlexFairAggregator
 from fairflare.flare.executor import PLAN
-from fairflare.flare.identities import server_identities
+from fairflare.flare.identities import server_trust
 from fairflare.flare.names import RESUME
 from fairflare.models.vector import Vector
 from fairflare.models.weights import FOLDER as WEIGHTS
@@ -81,8 +81,8 @@ class FairFlareController(Controller):  # type: ignore[misc]
             own = Path(workspace.get_site_config_dir())
             earlier, best = _earlier(own / RESUME)
             software = {**local.software(), "nvflare": nvflare.__version__}
-            identities = server_identities(Path(workspace.get_startup_kit_dir()))
-            start = Start(secrets.token_hex(16), "flare", software, earlier, best, own / WEIGHTS, identities)
+            trust = server_trust(Path(workspace.get_startup_kit_dir()))
+            start = Start(secrets.token_hex(16), "flare", software, earlier, best, own / WEIGHTS, trust)
             self._coordinator = coordinator_of(plan, Path(workspace.get_run_dir(job)) / "fairflare", start)
         except FairFlareError as problem:
             self.system_panic(str(problem), fl_ctx)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from fairflare.engine.masked_site import Masks
 from fairflare.errors import PolicyError, SecaggError
@@ -17,9 +16,11 @@ _SITE_FILES = ("client.crt", "client.key", "rootCA.pem")
 _SERVER_FILES = ("server.crt", "server.key", "rootCA.pem")
 
 
-def server_identities(startup: Path) -> Literal["kit", "development"]:
-    """Who vouches for the sites of a server with this start-up folder."""
-    return "kit" if _is_kit(startup, _SERVER_FILES) else "development"
+def server_trust(startup: Path) -> Trust:
+    """Whom a server with this start-up folder believes: the root of its kit, or in a simulator anybody."""
+    if _is_kit(startup, _SERVER_FILES):
+        return Trust(KIT, (startup / "rootCA.pem").read_bytes(), {})
+    return Trust(DEVELOPMENT, None, {})
 
 
 def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspace: Path) -> Masks | None:
@@ -35,8 +36,10 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspa
     if not plan.protection.masked:
         return None
     identity, root = _identity(policy, name, startup)
-    memory = RevealMemory(policy.memory_file(name, plan.task.data_set, workspace))
-    return Masks(identity, Trust(identity.kind, root, policy.peers or {}), memory, policy.cohort_changes)
+    simulated = name if identity.kind == DEVELOPMENT else None
+    memory = RevealMemory(policy.memory_file(simulated, plan.task.data_set, workspace))
+    peers = {} if policy.peers is None else {**policy.peers, name: identity.spki.hex()}
+    return Masks(identity, Trust(identity.kind, root, peers), memory, policy.cohort_changes)
 
 
 def _identity(policy: SitePolicy, name: str, startup: Path) -> tuple[Identity, bytes | None]:
@@ -65,4 +68,4 @@ def _is_kit(startup: Path, files: tuple[str, ...]) -> bool:
     return bool(there)
 
 
-__all__ = ["DEVELOPMENT", "server_identities", "site_masks"]
+__all__ = ["server_trust", "site_masks"]

@@ -50,7 +50,7 @@ class _Known:
     last_step: int = -1
     steps: MutableMapping[int, Transition] = field(default_factory=dict)  # of the live session: where each stands
     uploaded: MutableMapping[_Query, bytes] = field(default_factory=dict)  # and in which session
-    cohorts: MutableMapping[str, frozenset[bytes]] = field(default_factory=dict)  # by label, closed steps
+    cohorts: frozenset[bytes] = frozenset()  # of closed steps, whatever their labels
     peers: dict[str, Head] = field(default_factory=dict)
 
     def check_new(self, session: bytes) -> None:
@@ -67,7 +67,6 @@ class _Known:
             self,
             steps=ChainMap({}, self.steps),
             uploaded=ChainMap({}, self.uploaded),
-            cohorts=ChainMap({}, self.cohorts),
         )
 
     def adopt(self, draft: _Known) -> None:
@@ -75,7 +74,7 @@ class _Known:
         self.last_step = draft.last_step
         self.steps.update(_changes(draft.steps))
         self.uploaded.update(_changes(draft.uploaded))
-        self.cohorts.update(_changes(draft.cohorts))
+        self.cohorts = draft.cohorts
 
     def advance(self, to: Transition) -> None:
         if self.live is None or to.session != self.live or to.plan_sha256 != self.sessions[self.live]:
@@ -103,14 +102,15 @@ class _Known:
             _refuse("STEP", f"step {to.step} after step {self.last_step}", "step numbers that only grow")
 
     def _meet(self, to: Transition) -> None:
-        cohorts = self.cohorts.get(to.label, frozenset()) | {to.cohort}
-        if to.cohort not in self.cohorts.get(to.label, ()) and len(cohorts) - 1 > to.cohort_changes:
+        # Whatever the label: counts of one cohort and another statistic of the next one can be subtracted as well.
+        cohorts = self.cohorts | {to.cohort}
+        if to.cohort not in self.cohorts and len(cohorts) - 1 > to.cohort_changes:
             _refuse(
                 "COHORT",
-                f"query {to.label!r} for cohort number {len(cohorts)}",
-                f"the sites that answered it before; the policy allows {to.cohort_changes} other cohorts",
+                f"statistic {to.label!r} for cohort number {len(cohorts)}",
+                f"the sites that got statistics before; the policy allows {to.cohort_changes} other cohorts",
             )
-        self.cohorts[to.label] = cohorts
+        self.cohorts = cohorts
 
     def news(self, heads: Mapping[str, Head]) -> dict[str, Head]:
         """The heads that are not known yet; refuses one that went back."""

@@ -122,6 +122,7 @@ class ServerSession:
         self._verify_signed(index, signed)
         if keys.step != one.step or keys.index != index or one.keyset:
             refuse("KEYS", f"keys from {site} of another step or site, or too late", "keys of the step asked for")
+        agree(X25519PrivateKey.generate(), keys.public)  # a key of small order would make every other site refuse
         one.keys[index] = signed
 
     def with_keys(self, number: int) -> tuple[str, ...]:

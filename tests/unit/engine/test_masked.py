@@ -21,7 +21,7 @@ from fairflare.errors import RoundError, RunError, SecaggError
 from fairflare.fairness.groups import HOSPITAL
 from fairflare.record import read_record
 from fairflare.secagg.envelope import UP, unpack
-from tests.unit.engine.hospitals import four, hospital, image_plan, masked, plan, three_of_images
+from tests.unit.engine.hospitals import PLAIN_SGD, four, hospital, image_plan, masked, plan, three_of_images
 
 FAIR = presets.flexfair(presets.penalty("sex", "equalized_odds", 1.0))
 LAGGED = {**FAIR, "refresh": "round_lagged"}
@@ -101,8 +101,11 @@ ONCE = {
 
 @pytest.mark.parametrize(("task", "answers", "totals"), ONCE.values(), ids=ONCE)
 def test_a_site_that_is_missing_once(tmp_path, task, answers, totals):
-    """The round has the exact mean of the others; the site is back in the next one, with new keys."""
-    open_plan = plan(FAIR, rounds=3)
+    """The round has the exact mean of the others; the site is back in the next one, with new keys.
+
+    Without momentum: with masks, all optimisers start anew when somebody comes back.
+    """
+    open_plan = plan(FAIR, rounds=3, optimizer=PLAIN_SGD)
     absent = lambda site, message: site == "beryl" and message.task == task and message.round == 1  # noqa: E731
     record, _ = drive(masked(open_plan), tmp_path / "a", absent)
     verify_run(tmp_path / "a")
@@ -142,6 +145,28 @@ def test_a_site_that_never_comes_back(tmp_path):
         record.evaluation("test")
     card = (tmp_path / "sites" / "amber" / "models" / "model_card.md").read_text(encoding="utf-8")
     assert "This model was not judged" in card
+
+
+def test_optimisers_go_on_together_or_start_anew_together(tmp_path):
+    """Momentum goes on while everybody trains; after a round that one site missed, nobody's does."""
+    texts = {}
+
+    def watch(site, message):
+        if message.task == "train":
+            texts[message.round] = message.text["optimizer"]
+        return site == "beryl" and message.task == "train" and message.round == 2
+
+    drive(masked(plan(FAIR, rounds=6)), tmp_path, watch)
+    # beryl is asked again in round 3, for which nothing can go on; in round 2 it was asked as well.
+    assert texts == {0: "reset", 1: "keep", 2: "keep", 3: "reset", 4: "keep", 5: "keep"}
+
+
+def test_a_site_keeps_no_state_of_a_round_that_it_was_not_in(tmp_path):
+    def change(message):
+        return replace(message, text={**message.text, "optimizer": "keep"})
+
+    codes, _ = hostile(tmp_path, "train", change, round_=0)
+    assert codes[0] == "FF-SECAGG-OPTIMIZER"
 
 
 def test_stale_statistics_stop_the_run_where_the_plan_says_so(tmp_path):

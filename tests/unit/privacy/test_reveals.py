@@ -231,7 +231,7 @@ def test_an_exact_query_meets_no_more_cohorts_than_the_policy_allows(path: Path,
         memory.begin(T, PLAN, ROSTER)
         rejected(memory, "COHORT", *closed(1, cohort=digest("one site fewer"), changes=changes))
         memory.commit(closed(1, cohort=digest(0), changes=changes))
-        memory.commit(closed(2, cohort=digest("one site fewer"), changes=0, label="count"))  # each query on its own
+        rejected(memory, "COHORT", *closed(2, cohort=digest("one site fewer"), changes=changes, label="count"))
         memory.commit(closed(3, cohort=digest("one site fewer"), changes=changes + 1))  # a policy that allows more
 
 
