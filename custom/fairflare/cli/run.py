@@ -14,7 +14,7 @@ from rich.console import Console
 from fairflare.cli.files import MADE
 from fairflare.errors import RunError, WeightsError
 from fairflare.plan import Plan, read_plan
-from fairflare.policy import CATALOG_NAME, DataCatalog, read_catalog
+from fairflare.policy import CATALOG_NAME, POLICY_NAME, DataCatalog, SitePolicy, read_catalog, read_policy
 from fairflare.record import RunRecord
 
 app = typer.Typer(help="Run a job, verify a run, go on with one that stopped.", no_args_is_help=True)
@@ -38,19 +38,31 @@ Weights = Annotated[
 ]
 
 
+Policy = Annotated[
+    Path | None,
+    typer.Option(help="Policy of every site (site_policy.json); by default one for public data.", show_default=False),
+]
+
+
 @app.command()
 def simulate(
-    job: Job, catalog: Catalog = None, out: Out = None, records: Records = None, weights: Weights = None
+    job: Job,
+    catalog: Catalog = None,
+    out: Out = None,
+    records: Records = None,
+    weights: Weights = None,
+    policy: Policy = None,
 ) -> None:
     """Run a job with real FLARE processes, one per hospital; exit status 0 only if the run verifies."""
     from fairflare.jobs import write_job
 
     plan = read_plan(job)
     files = _weight_files(plan, weights)
+    terms = None if policy is None else read_policy(policy)
     folder = _new_folder(out or Path("runs") / plan.name)
     data = _catalog(catalog, plan, folder, records)
     copy = write_job(plan, folder / "job")
-    simulated(plan, copy, folder, data, weights=files)
+    simulated(plan, copy, folder, data, weights=files, policy=terms)
 
 
 def simulated(
@@ -60,13 +72,14 @@ def simulated(
     catalog: DataCatalog,
     resume: Path | None = None,
     weights: Sequence[Path] = (),
+    policy: SitePolicy | None = None,
 ) -> None:
     """Run one session in the simulator, show its progress, and verify it; raises :class:`RunError`."""
     from fairflare.cli.progress import Watcher
     from fairflare.engine.verify import verify_run
     from fairflare.flare.simulate import Simulation
 
-    simulation = Simulation(job, folder, catalog, catalog.site_names, resume=resume, weights=weights)
+    simulation = Simulation(job, folder, catalog, catalog.site_names, resume=resume, weights=weights, policy=policy)
     console.print(f"{plan.name}: nvflare simulator with {len(simulation.sites)} processes; log in {simulation.log}")
     with Watcher(console, plan.name) as watcher:
         simulation.run(watcher)
@@ -142,8 +155,9 @@ def resume(
     own = source.parents[2] / "local"
     data = _read_catalog(catalog or own / CATALOG_NAME, record.plan)
     files = _weight_files(record.plan, own / WEIGHTS)
+    terms = read_policy(own) if (own / POLICY_NAME).exists() else None
     console.print(f"{record.plan.name}: going on after {len(record.rounds)} complete rounds; optimisers start anew")
-    simulated(record.plan, job, folder, data, resume=source, weights=files)
+    simulated(record.plan, job, folder, data, resume=source, weights=files, policy=terms)
 
 
 def _weight_files(plan: Plan, weights: Path | None) -> tuple[Path, ...]:

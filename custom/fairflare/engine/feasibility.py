@@ -33,7 +33,7 @@ class CountingSite(Site):
         self._shown: Shown = {}
 
     def _join(self, message: Message) -> dict[str, Weighted]:
-        data = self._load() if self._data is None else self._data
+        data = self._loaded(message.task)
         self._data, self._session, self._measured = data, message.session, -1
         self._tally = self._vocabulary.tally(data)
         bits, self._shown = self._vocabulary.own(data, self._tally)

@@ -23,6 +23,7 @@ ACT, NONE = "act", "none"
 #: Whether the optimiser's state goes on from the last round, as ``Message.text["optimizer"]`` says it: at all sites, or
 #: at none. Otherwise rounds that one site alone was left out of could make the others' updates vanish beside its own.
 KEEP, RESET = "keep", "reset"
+UPDATE = "update"
 #: Closed vectors that decide about later ones: what a site was shown as their parts is an input of its work.
 DECIDING = ("counts", "cells")
 
@@ -71,8 +72,9 @@ def inputs_digest(message: Message, totals: Floats | None, openings: Mapping[str
     """D of a task: every tensor, number and text that the site's work depends on, and the totals that act.
 
     ``openings``: what was opened of each vector of :data:`DECIDING` so far (:func:`opening_digest`). A colluding site
-    can sign two versions of its part, so two sites could be shown two totals; then their views differ here. The model
-    of ``train`` came with ``measure``; here its hash stands for it.
+    can sign two versions of its part, so two sites could be shown two totals; then their views differ here. And where
+    optimisers go on, as ``state``, V of the last update: so the whole past of their state is the same everywhere. The
+    model of ``train`` came with ``measure``; here its hash stands for it.
     """
     vectors: dict[str, np.ndarray] = dict(message.vectors)
     if totals is not None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fairflare.engine.collector import Sums
-from fairflare.engine.masked import ACT, KEEP, NONE, RESET, masking_of
-from fairflare.engine.masked_server import RISK, UPDATE, MaskedServer
+from fairflare.engine.masked import ACT, KEEP, NONE, RESET, UPDATE, masking_of
+from fairflare.engine.masked_server import RISK, MaskedServer
 from fairflare.engine.messages import (
     CONFIRM,
     COUNTS,

@@ -8,7 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairflare.engine.masked import DECIDING, inputs_digest, label_steps, opening_digest, params_of, update_codec
+from fairflare.engine.masked import (
+    DECIDING,
+    KEEP,
+    UPDATE,
+    inputs_digest,
+    label_steps,
+    opening_digest,
+    params_of,
+    update_codec,
+)
 from fairflare.engine.masked_site import verify_bits
 from fairflare.engine.messages import JOIN, Layout, Message, Reply
 from fairflare.errors import RoundError
@@ -20,7 +29,7 @@ from fairflare.secagg.params import is_words
 from fairflare.secagg.protection import Opened
 from fairflare.secagg.server import ServerSession
 
-UPDATE, RISK = "update", "risk_sums"
+RISK = "risk_sums"
 #: Kind of a message down -> kind of the answer to it.
 _ANSWERS = {"offer": "keys", "keyset": "shares", "survivors": "confirm", "confirms": "unmask"}
 
@@ -47,6 +56,7 @@ class MaskedServer:
         self._items: list[Item] = []
         self._leaving: dict[str, int] = {}
         self._opened: dict[str, Item] = {}
+        self._state = b""
         self._update = -1
 
     # --------------------------------------------------------------------------------------- what goes with a message
@@ -105,8 +115,13 @@ class MaskedServer:
     def addressed(self, message: Message, totals: Floats | None) -> tuple[Message, MaskedSums]:
         """The message with everything queued for it, and what its replies are added to."""
         message = replace(message, protocol=pack(self._items) if self._items else b"")
+        bound = self._openings
+        if message.text.get("optimizer") == KEEP:
+            bound["state"] = self._state
         for number in self._leaving.values():
-            self.session.expect(number, inputs_digest(message, totals, self._openings), message.task)
+            self.session.expect(number, inputs_digest(message, totals, bound), message.task)
+        if UPDATE in self._leaving:
+            self._state = self.session.view_of(self._leaving[UPDATE])
         sums = MaskedSums(self, dict(self._leaving), self._answers(message.task))
         self._items, self._leaving = [], {}
         return message, sums

@@ -16,6 +16,7 @@ from fairflare.engine.masked import (
     ACT,
     DECIDING,
     KEEP,
+    UPDATE,
     coarse_records,
     inputs_digest,
     label_steps,
@@ -95,6 +96,7 @@ class MaskedSite(SiteProtection):
         self._weights: tuple[int, int] = (0, 0)
         self._openings: dict[str, bytes] = {}
         self._trained: int | None = None
+        self._state = b""
 
     # -------------------------------------------------------------------------------------------- before the local work
 
@@ -119,7 +121,7 @@ class MaskedSite(SiteProtection):
         )
         self._session, self._steps, self._totals, self.totals_round = session, {}, None, -1
         self._kept, self.cells, self._weights = None, None, (0, 0)
-        self._openings, self._trained = {}, None
+        self._openings, self._trained, self._state = {}, None, b""
         self._answers = [Item("join", 0, session.join())]
 
     def _handle(self, session: SiteSession, item: Item) -> None:
@@ -187,7 +189,10 @@ class MaskedSite(SiteProtection):
         return self._kept
 
     def keeps_state(self, message: Message) -> bool:
-        """Whether the optimiser's state goes on; refused unless this site uploaded an update in the round before."""
+        """Whether the optimiser's state goes on; refused unless this site uploaded an update in the round before.
+
+        The view of that update is bound into this one's: it names the model and all else that the state came from.
+        """
         keep = message.text.get("optimizer") == KEEP
         if keep and (self._trained is None or self._trained != message.round - 1):
             refuse("OPTIMIZER", "a state to be kept of a round that this site was not in", "a new state at all sites")
@@ -252,8 +257,12 @@ class MaskedSite(SiteProtection):
         # The memory knows a question by its round, and the step's round is what the server offered it as.
         if any(session.round_of(number) != message.round for number, _ in order):
             refuse("ROUND", "a step of another round than the task", "steps of the task's own round")
-        signed = session.upload(order, inputs_digest(message, totals, self._openings), message.task)
-        self._trained = message.round if message.task in (TRAIN, TRAIN_ALONE) else self._trained
+        bound = dict(self._openings)
+        if message.text.get("optimizer") == KEEP:
+            bound["state"] = self._state
+        signed = session.upload(order, inputs_digest(message, totals, bound), message.task)
+        if UPDATE in words:
+            self._trained, self._state = message.round, session.view_of(self._steps[UPDATE])
         for (number, _), one in zip(order, signed, strict=True):
             self._answers.append(Item("upload", number, one.encoded()))
         return {label: Payload(words[label], None) for label in words}

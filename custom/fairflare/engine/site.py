@@ -136,14 +136,7 @@ class Site:
         verify_message(message, self.layout, joined)
 
     def _join(self, message: Message) -> dict[str, Weighted]:
-        try:
-            data = self._load() if self._data is None else self._data
-            verify_trainable(self.plan, data)
-        except DataError as problem:
-            if self._masked is None:
-                raise
-            note_failure(self.folder, message.task, problem)
-            raise refused_data() from None
+        data = self._loaded(message.task)
         self._data, self._round, self._evaluated, self._own, self._owns = data, None, None, {}, {}
         self._session, self._measured, self._own_round = message.session, -1, -1
         self._trainer = Trainer(self.plan, self.name, data.training)
@@ -151,6 +144,19 @@ class Site:
             return {}
         counts = [len(data.training), len(data.validation), len(data.test), data.opted_out]
         return {"counts": Weighted(np.array(counts, dtype=np.float64))}
+
+    def _loaded(self, task: str) -> SiteData:
+        """The site's data, once they were looked at; a masked job is told no more than that they are refused."""
+        try:
+            data = self._load() if self._data is None else self._data
+            if not self.plan.method.counts_only:
+                verify_trainable(self.plan, data)
+        except DataError as problem:
+            if self._masked is None:
+                raise
+            note_failure(self.folder, task, problem)
+            raise refused_data() from None
+        return data
 
     def _prepare(self, message: Message) -> dict[str, Weighted]:
         """Counts and cells of a masked job."""

@@ -185,6 +185,10 @@ class ServerSession:
             refuse("STATE", f"another view of '{one.vector.label}' after the first upload", "one view for all sites")
         one.view = view
 
+    def view_of(self, number: int) -> bytes:
+        """V that uploads of a step must have; empty before :meth:`expect`."""
+        return self._step(number).view
+
     def verify_upload(self, site: str, number: int, message: bytes, words: Words) -> None:
         """Raise unless this upload can be added: right form, signed, under this view, once. Changes nothing."""
         one, index = self._step(number), self._index(site)

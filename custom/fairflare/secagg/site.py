@@ -50,6 +50,10 @@ class SiteSession(DealingSite):
         """The round of training that a step belongs to."""
         return self._known(number).fl_round
 
+    def view_of(self, number: int) -> bytes:
+        """V under which this site uploaded in a step; empty before."""
+        return self._known(number).view
+
     def is_ready(self, number: int) -> bool:
         """Whether a vector can be uploaded in this step now."""
         one = self._steps.get(number)
