@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from fairflare.data.manifest import load
 from fairflare.data.synthetic import write_hospitals
 from fairflare.engine.local import Loader, answer, local_masks, run_local, software
-from fairflare.engine.masked_coordinator import coordinator_of
+from fairflare.engine.roles import coordinator_of
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.site import Site
 from fairflare.flare.simulate import MARK, end_processes

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from fairflare import presets, schema
-from fairflare.cli.files import verify_writable
+from fairflare import presets
+from fairflare.cli.files import verify_writable, write_new_plan
 from fairflare.errors import PlanError
 from fairflare.plan import Plan, read_plan
 from fairflare.record import find_record, read_record
@@ -37,20 +37,7 @@ def plan_feasibility(
     source = read_plan(plan)
     claims = [_claim(source, text) for text in claim or ()]
     made = presets.feasibility(source, name or f"{source.name[:52]}_feasibility", *claims, alpha=alpha, power=power)
-    text = schema.pretty(made)
-    if to is None:
-        typer.echo(text, nl=False)
-        return
-    if to.exists():
-        raise PlanError(
-            "FF-PLAN-EXISTS",
-            got="a file that exists already",
-            expected="the name of a new file",
-            next_step="choose another name, or remove the file first",
-        )
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {to} ({made.sha256})")
+    write_new_plan(made, to)
 
 
 def _claim(plan: Plan, text: str) -> presets.Json:

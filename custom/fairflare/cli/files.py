@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of the file system in our own form: code, what went wrong, what to do."""
+"""Files that commands write, and errors of the file system in our own form: code, what went wrong, what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairflare.errors import RunError
+import typer
+
+from fairflare import schema
+from fairflare.errors import PlanError, RunError
+from fairflare.plan import Plan
 
 #: Folder of the synthetic hospitals that a run without a catalogue makes for itself.
 MADE = "synthetic"
@@ -25,6 +29,24 @@ def file_error(problem: OSError, words: Sequence[str]) -> RunError:
         next_step="correct the path: a folder must not be a file, nor a file a folder; or the access rights, or the "
         "space on the disk",
     )
+
+
+def write_new_plan(plan: Plan, to: Path | None) -> None:
+    """Write a plan to a new file, or to standard output; raises ``FF-PLAN-EXISTS``."""
+    text = schema.pretty(plan)
+    if to is None:
+        typer.echo(text, nl=False)
+        return
+    if to.exists():
+        raise PlanError(
+            "FF-PLAN-EXISTS",
+            got="a file that exists already",
+            expected="the name of a new file",
+            next_step="choose another name, or remove the file first",
+        )
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {to} ({plan.sha256})")
 
 
 def verify_writable(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fairflare import presets, schema
+from fairflare.cli.files import write_new_plan
 from fairflare.errors import PlanError
 from fairflare.plan import Plan, read_plan
 
@@ -37,20 +38,7 @@ def new(
     if source not in presets.PRESETS:
         raise _unknown_preset(preset)
     plan = presets.PRESETS[source](name or source)
-    text = schema.pretty(plan)
-    if to is None:
-        typer.echo(text, nl=False)
-        return
-    if to.exists():
-        raise PlanError(
-            "FF-PLAN-EXISTS",
-            got="a file that exists already",
-            expected="the name of a new file",
-            next_step="choose another name, or remove the file first",
-        )
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {to} ({plan.sha256})")
+    write_new_plan(plan, to)
 
 
 def _unknown_preset(preset: str) -> PlanError:

@@ -270,8 +270,3 @@ class MaskedCoordinator(Coordinator):
 
 #: What loses a round and no more: too few sites, in time, with the same view.
 _LOSES = ("FF-ROUND-QUORUM", "FF-SECAGG-QUORUM", "FF-SECAGG-CULPRIT")
-
-
-def coordinator_of(plan: Plan, folder: Path, start: Start) -> Coordinator:
-    """The coordinator that a plan asks for."""
-    return (MaskedCoordinator if plan.protection.masked else Coordinator)(plan, folder, start)

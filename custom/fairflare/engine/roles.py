@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fairflare.data.manifest import SiteData
-from fairflare.engine import masked_coordinator
 from fairflare.engine.feasibility import CountingCoordinator, CountingSite, MaskedCountingCoordinator
+from fairflare.engine.masked_coordinator import MaskedCoordinator
 from fairflare.engine.masked_site import Masks
 from fairflare.engine.server import Coordinator, Start
 from fairflare.engine.site import Site
@@ -24,6 +24,7 @@ def site_of(
 
 def coordinator_of(plan: Plan, folder: Path, start: Start) -> Coordinator:
     """The coordinator that a plan asks for."""
-    if not plan.method.counts_only:
-        return masked_coordinator.coordinator_of(plan, folder, start)
-    return (MaskedCountingCoordinator if plan.protection.masked else CountingCoordinator)(plan, folder, start)
+    masked = plan.protection.masked
+    if plan.method.counts_only:
+        return (MaskedCountingCoordinator if masked else CountingCoordinator)(plan, folder, start)
+    return (MaskedCoordinator if masked else Coordinator)(plan, folder, start)

@@ -15,8 +15,8 @@ from fairflare.engine.explain import Explained, explain
 from fairflare.engine.explain_traffic import Traffic, Trip
 from fairflare.engine.local import local_masks, software
 from fairflare.engine.masked import params_of
-from fairflare.engine.masked_coordinator import coordinator_of
 from fairflare.engine.messages import Reply, layout_of
+from fairflare.engine.roles import coordinator_of
 from fairflare.engine.server import Phase, Start
 from fairflare.engine.site import Site
 from fairflare.errors import SecaggError

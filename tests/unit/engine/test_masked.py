@@ -11,8 +11,9 @@ import pytest
 
 from fairflare import presets
 from fairflare.engine.local import answer, local_masks, run_local, software
-from fairflare.engine.masked_coordinator import MaskedCoordinator, coordinator_of
+from fairflare.engine.masked_coordinator import MaskedCoordinator
 from fairflare.engine.messages import Message
+from fairflare.engine.roles import coordinator_of
 from fairflare.engine.server import Start
 from fairflare.engine.site import Site
 from fairflare.engine.store import read_model
