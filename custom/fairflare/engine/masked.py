@@ -46,6 +46,11 @@ def update_codec(plan: Plan) -> UpdateCodec:
     return UpdateCodec(masking.clip, masking.norm_clip)
 
 
+def oldest_totals(plan: Plan) -> int:
+    """Rounds after which group sums are too old to act; server and sites decide alike."""
+    return (1 if plan.method.lagged else plan.method.measured_every - 1) + masking_of(plan).max_stale
+
+
 def params_of(layout: Layout, identities: str) -> Params:
     """What every JOIN of the job must say; ``identities`` is ``kit`` or ``development``."""
     plan = layout.plan

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fairflare.engine.collector import Sums
-from fairflare.engine.masked import ACT, KEEP, NONE, RESET, UPDATE, masking_of
+from fairflare.engine.masked import ACT, KEEP, NONE, RESET, UPDATE, masking_of, oldest_totals
 from fairflare.engine.masked_server import RISK, MaskedServer
 from fairflare.engine.messages import (
     CONFIRM,
@@ -232,9 +232,7 @@ class MaskedCoordinator(Coordinator):
 
     def _usable(self, number: int) -> bool:
         """Whether there are group sums that are not too old to act; the sites decide alike."""
-        method, masking = self.plan.method, masking_of(self.plan)
-        oldest = (1 if method.lagged else method.measured_every - 1) + masking.max_stale
-        return self._risk is not None and number - self._risk_round <= oldest
+        return self._risk is not None and number - self._risk_round <= oldest_totals(self.plan)
 
     def _verify_not_stale(self, number: int) -> None:
         stop = masking_of(self.plan).when_stale == "stop"

@@ -21,6 +21,7 @@ from fairflare.engine.masked import (
     inputs_digest,
     label_steps,
     masking_of,
+    oldest_totals,
     opening_digest,
     params_of,
     update_codec,
@@ -218,7 +219,7 @@ class MaskedSite(SiteProtection):
         plan = self.layout.plan
         masking, method = masking_of(plan), plan.method
         length = self.layout.vectors["risk_sums"].length if "risk_sums" in self.layout.vectors else 0
-        oldest = (1 if method.lagged else method.measured_every - 1) + masking.max_stale
+        oldest = oldest_totals(plan)
         usable = self._totals is not None and message.round - self.totals_round <= oldest
         act = message.text.get("totals") == ACT
         none_yet = self._totals is None and method.lagged
