@@ -12,7 +12,7 @@ import pytest
 from fairflare import presets
 from fairflare.engine.local import answer, local_masks, run_local, software
 from fairflare.engine.masked_coordinator import MaskedCoordinator
-from fairflare.engine.messages import Message
+from fairflare.engine.messages import TRAINING_SUMS, Message
 from fairflare.engine.roles import coordinator_of
 from fairflare.engine.server import Start
 from fairflare.engine.site import Site
@@ -22,6 +22,7 @@ from fairflare.errors import RoundError, RunError, SecaggError
 from fairflare.fairness.groups import HOSPITAL
 from fairflare.record import read_record
 from fairflare.secagg.envelope import UP, unpack
+from fairflare.secagg.fixedpoint import StatisticsCodec
 from tests.unit.engine.hospitals import PLAIN_SGD, four, hospital, image_plan, masked, plan, three_of_images
 
 FAIR = presets.flexfair(presets.penalty("sex", "equalized_odds", 1.0))
@@ -31,6 +32,7 @@ HOSPITALS = presets.flexfair(presets.penalty(HOSPITAL, "equal_accuracy", 2.0, we
 METHODS = {"fedavg": presets.FEDAVG, "flexfair": FAIR, "lagged": LAGGED, "sometimes": SOMETIMES, "hospitals": HOSPITALS}
 #: Of the model after four rounds: statistics are rounded to 2^-32, updates to 2^-26 of a weight of one.
 STEP = 2e-6
+LOSSES = len(TRAINING_SUMS)
 
 
 def drive(the_plan, folder, fails=lambda site, message: False, loaders=None, session="session"):
@@ -250,6 +252,45 @@ def test_sizes_say_nothing_about_data(tmp_path, seen):
     others = {name: (lambda n=n: hospital(n, n, 0.1)) for name, n in zip(four(), (90, 31, 77, 42), strict=True)}
     run_local(masked(plan(FAIR, rounds=1)), others, tmp_path / "b")
     assert sizes(seen) == first
+
+
+def changed_by_one_site(tmp_path, monkeypatch, change):
+    """A run in which ``change`` is made to what beryl sends in round 1; the code of its refusal, and the record."""
+    from fairflare.engine.collector import Collector
+
+    codes, accept = [], Collector.accept
+
+    def spy(collector, site, reply):
+        if site == "beryl" and reply.round == 1 and reply.payloads:
+            reply = change(reply)
+        try:
+            accept(collector, site, reply)
+        except (RoundError, SecaggError) as problem:
+            codes.append(problem.code)
+            raise
+
+    monkeypatch.setattr(Collector, "accept", spy)
+    return codes, run_local(masked(plan(FAIR, rounds=2)), four(), tmp_path)
+
+
+def test_a_weight_in_clear_is_refused(tmp_path, monkeypatch):
+    def told(reply):
+        return replace(reply, payloads={k: replace(p, weight=64.0) for k, p in reply.payloads.items()})
+
+    codes, record = changed_by_one_site(tmp_path, monkeypatch, told)
+    assert codes == ["FF-ROUND-WEIGHT"]
+    assert "beryl" not in record.rounds[1].participants["measure"]
+
+
+def test_a_statistic_below_zero_is_not_opened(tmp_path, monkeypatch):
+    """One site takes from the others' sums; under masks only the total can show it."""
+    encode = StatisticsCodec.encode
+    monkeypatch.setattr(
+        StatisticsCodec, "encode", lambda codec, values: encode(codec, values - 1e6 * (values.size == LOSSES))
+    )
+    record = run_local(masked(plan(FAIR, rounds=2)), four(), tmp_path)
+    assert (record.status, record.reason.code) == ("stopped", "FF-ROUND-RANGE")
+    assert record.rounds == ()
 
 
 def sizes(seen):
