@@ -92,6 +92,20 @@ def _refresh(plan: Plan) -> str:
     return f"; group statistics {often}{own}"
 
 
+def _masking(plan: Plan) -> list[str]:
+    """How masks work, for a person who must decide on it."""
+    masking = plan.protection.masking
+    if masking is None:
+        return []
+    stale = "the sites train without a penalty" if masking.when_stale == "no_penalty" else "the run stops"
+    norm = "" if masking.norm_clip is None else f", a whole change at an L2 norm of {masking.norm_clip:g}"
+    return [
+        f"  masks: safe with {masking.colluders} colluding sites; records weigh in units of {masking.weight_unit}",
+        f"  a parameter's change is cut off at {masking.clip:g}{norm}",
+        f"  while a site is missing, group sums may be {masking.max_stale} rounds old; then {stale}",
+    ]
+
+
 def summary(plan: Plan) -> list[str]:
     """The plan in a few lines for a person who must decide on it."""
     training, federation = plan.training, plan.federation
@@ -121,6 +135,7 @@ def summary(plan: Plan) -> list[str]:
     lines += [
         *(f"consent of the hospitals: {consent.replace('_', ' ')}" for consent in plan.consents),
         f"protection: update {plan.protection.update}, statistics {plan.protection.statistics}",
+        *_masking(plan),
         "differential privacy: none",
         f"cells: {plan.cells.minimum} records at a site, {plan.cells.sites} sites",
         f"at least {federation.min_sites} sites, {federation.task_timeout_seconds:g} s for a task",

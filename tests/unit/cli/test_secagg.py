@@ -286,3 +286,10 @@ def test_a_job_folder_is_a_plan(tmp_path: Path) -> None:
     home.mkdir(parents=True)
     written(home, masked())
     assert invoke("secagg", "explain", tmp_path, "--sites", 4).exit_code == 0
+
+
+def test_whoever_decides_on_a_plan_is_told_how_its_masks_work(tmp_path: Path) -> None:
+    said = invoke("plan", "check", "jobs/heart_flexfair").output
+    for words in ("1 colluding sites", "units of 10", "cut off at 16", "2 rounds old; then the sites train without"):
+        assert words in said
+    assert "masks:" not in invoke("plan", "check", written(tmp_path, unmasked())).output
