@@ -11,8 +11,13 @@
     |-- WireError         FF-WIRE-*    a message that does not have the form of this version
     |-- RoundError        FF-ROUND-*   a reply that is refused, a site that is missing, a quorum that is not met
     |-- PolicyError       FF-POLICY-*  a site's policy that cannot be used, or that does not allow what a plan asks for
+    |-- DecisionError     FF-DECISION-* a site's list of decisions that cannot be written, or was changed
+    |-- JobError          FF-JOB-*     a job that is not one of ours: its files, its meta data, or how it is asked for
     |-- RunError          FF-RUN-*     a run, a record or a workspace that is incomplete or inconsistent
     |-- SecaggError       FF-SECAGG-*  secure aggregation: a message, a key or a state that the protocol does not allow
+    |-- ShutterError      FF-SHUTTER-*  a site's shutters that cannot be closed, or are not
+    |-- KitError          FF-KIT-*     a start-up kit that cannot work: expired, incomplete, or put together from two
+    |-- AuditError        FF-AUDIT-*   an audit that cannot begin: no such folder, no kit, no such rule
     `-- WeightsError      FF-WEIGHTS-* a file of weights that is absent, is another one, or does not fit the network
 
 A message may leave a site only as its code (see ``fairflare.flare.executor``): the text of ``got`` can hold local
@@ -93,6 +98,12 @@ class RoundError(FairFlareError):
     prefix = "FF-ROUND-"
 
 
+class JobError(FairFlareError):
+    """A job that is not one of ours: its files, its meta data, or how a server asks for it."""
+
+    prefix = "FF-JOB-"
+
+
 class RunError(FairFlareError):
     """A run, a record or a workspace that is incomplete or inconsistent."""
 
@@ -105,6 +116,12 @@ class PolicyError(FairFlareError):
     prefix = "FF-POLICY-"
 
 
+class DecisionError(FairFlareError):
+    """A site's list of decisions that cannot be written, or was changed: then the site decides nothing."""
+
+    prefix = "FF-DECISION-"
+
+
 class SecaggError(FairFlareError):
     """Secure aggregation: a message, a key or a state that the protocol does not allow."""
 
@@ -115,3 +132,21 @@ class WeightsError(FairFlareError):
     """A file of weights that is absent, is another one, is no such file, or does not fit the network."""
 
     prefix = "FF-WEIGHTS-"
+
+
+class ShutterError(FairFlareError):
+    """A site's shutters that cannot be closed, or that are not."""
+
+    prefix = "FF-SHUTTER-"
+
+
+class KitError(FairFlareError):
+    """A start-up kit that cannot work: expired, not valid yet, incomplete, or put together from two."""
+
+    prefix = "FF-KIT-"
+
+
+class AuditError(FairFlareError):
+    """An audit that cannot begin as asked; what an audit finds is no error but a report."""
+
+    prefix = "FF-AUDIT-"

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -23,6 +24,8 @@ from fairflare.errors import FairFlareError
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _EXPECTED = ", expected "
+#: Most defects that are named: a hostile file could have any number, and the nearest name of each costs time.
+_MOST_DEFECTS = 64
 
 
 class StrictModel(BaseModel):
@@ -57,6 +60,11 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def load(text: str) -> Any:
+    """JSON text as Python objects; ``ValueError`` for repeated keys, and for NaN and infinities, which are no JSON."""
+    return json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+
+
 def parse(model: type[Model], text: str, *, error: type[FairFlareError], what: str) -> Model:
     """Read ``text`` as ``model``.
 
@@ -75,11 +83,11 @@ def parse(model: type[Model], text: str, *, error: type[FairFlareError], what: s
     ------
     FairFlareError
         Of the given branch: ``*-JSON`` when the text is no JSON object, ``*-UNKNOWN-KEY``, ``*-MISSING-KEY``,
-        ``*-VALUE`` or ``*-RULE`` when it does not fit the schema. All defects are named, unknown keys first; the first
-        one gives the code. A rule between fields is looked at once the fields themselves are right.
+        ``*-VALUE`` or ``*-RULE`` when it does not fit the schema. The first 64 defects are named, unknown
+        keys first; the first one gives the code. A rule between fields is looked at once the fields are right.
     """
     try:
-        data = _frozen(json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant))
+        data = _frozen(load(text))
     except (ValueError, RecursionError) as problem:
         raise error(
             f"{error.prefix}JSON",
@@ -90,7 +98,8 @@ def parse(model: type[Model], text: str, *, error: type[FairFlareError], what: s
     try:
         return model.model_validate(data)
     except ValidationError as problem:
-        raise _refusal([(_path(data, one), one) for one in _defects(model, data, problem)], error, what) from None
+        defects = islice(_defects(model, data, problem), _MOST_DEFECTS)
+        raise _refusal([(_path(data, one), one) for one in defects], error, what) from None
 
 
 def read(model: type[Model], path: Path, *, error: type[FairFlareError], what: str) -> Model:
@@ -163,7 +172,7 @@ def _path(data: Any, defect: _Defect) -> str:
 
 def _defects(model: type[StrictModel], data: Any, problem: ValidationError) -> Iterator[_Defect]:
     """Every defect once: unknown keys in all objects of the document, then what pydantic found."""
-    unknown = list(_unknown_keys(model, None, data, ()))
+    unknown = list(islice(_unknown_keys(model, None, data, ()), _MOST_DEFECTS))
     yield from (defect for defect, _ in unknown)
     # The right name of a misspelt key is missing as well, which needs no line of its own.
     meant = {(*defect.place, near) for defect, near in unknown}

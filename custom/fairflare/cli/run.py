@@ -59,6 +59,8 @@ def simulate(
     plan = read_plan(job)
     files = _weight_files(plan, weights)
     terms = None if policy is None else read_policy(policy)
+    if terms is not None:
+        terms.verify(plan)  # each site would refuse it, but only once FLARE has started
     folder = _new_folder(out or Path("runs") / plan.name)
     data = _catalog(catalog, plan, folder, records)
     copy = write_job(plan, folder / "job")
@@ -126,10 +128,13 @@ def verify(
     agree with one another were all invented together: what a hospital really sent, only that hospital knows.
     """
     from fairflare.engine.verify import verify_run
+    from fairflare.evaluation.participation import without_in_words
 
     record = verify_run(workspace, weights)
     sessions = f" in {len(record.sessions)} sessions" if len(record.sessions) > 1 else ""
     console.print(f"{record.plan.name}: complete and consistent, {len(record.rounds)} rounds{sessions}")
+    for absent in without_in_words(record):
+        console.print(f"  ran without {absent}", markup=False)
     for notice in record.notices:
         console.print(f"  note: {notice}", markup=False)
 

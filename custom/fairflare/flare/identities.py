@@ -23,6 +23,11 @@ def server_trust(startup: Path) -> Trust:
     return Trust(DEVELOPMENT, None, {})
 
 
+def is_site_kit(startup: Path) -> bool:
+    """Whether a site has a start-up kit; raises :class:`SecaggError` for half of one."""
+    return _is_kit(startup, _SITE_FILES)
+
+
 def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspace: Path) -> Masks | None:
     """What a site needs for masks, or ``None`` for a plan without.
 
@@ -43,7 +48,7 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspa
 
 
 def _identity(policy: SitePolicy, name: str, startup: Path) -> tuple[Identity, bytes | None]:
-    if _is_kit(startup, _SITE_FILES):
+    if is_site_kit(startup):
         certificate, key, root = ((startup / file).read_bytes() for file in _SITE_FILES)
         return kit_identity(name, certificate, key), root
     if policy.identities == KIT:
@@ -68,4 +73,4 @@ def _is_kit(startup: Path, files: tuple[str, ...]) -> bool:
     return bool(there)
 
 
-__all__ = ["server_trust", "site_masks"]
+__all__ = ["is_site_kit", "server_trust", "site_masks"]

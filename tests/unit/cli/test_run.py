@@ -14,11 +14,13 @@ import pytest
 from fairflare import presets, schema
 from fairflare.cli import run
 from fairflare.data.synthetic import write_hospitals
+from fairflare.engine import verify
 from fairflare.engine.server import Coordinator, Start
 from fairflare.errors import RunError
 from fairflare.jobs import write_job
 from fairflare.plan import Plan, parse_plan
 from fairflare.policy import DataCatalog, write_catalog
+from tests.unit.evaluation.records import draw, make_plan, make_record, make_without
 
 PLAN = presets.shipped("heart_fedavg")
 NAMES = ("amber", "beryl", "coral", "dune")
@@ -60,6 +62,19 @@ def stopped(tmp_path: Path) -> Path:
     shutil.copy(catalog(tmp_path / "four", 4), session / "local")
     write_job(PLAN, folder / "job")
     return folder
+
+
+def test_verify_names_the_sites_that_a_run_was_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    record = make_record(make_plan(), draw(), notices=("seen",))
+    monkeypatch.setattr(verify, "verify_run", lambda *_: make_without(record, code="FF-RUN-ABSENT"))
+    run.verify(tmp_path)
+    lines = " ".join(capsys.readouterr().out.split())
+    assert "ran without lund: FF-RUN-ABSENT, it was not connected to the server, or not free" in lines
+    monkeypatch.setattr(verify, "verify_run", lambda *_: record)
+    run.verify(tmp_path)
+    assert "ran without" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [run.simulate, run.local])

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graded means: whatever strict allows, standard allows, and open allows; and kinds of numbers are the layouts'."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairflare import presets
+from fairflare.engine.messages import layout_of
+from fairflare.fairness.groups import HOSPITAL
+from fairflare.plan import Plan
+from fairflare.policy import KINDS, SitePolicy, kinds_of, open_policy, standard_policy, strict_policy
+from fairflare.policy.compare import compare, to_template
+from fairflare.policy.kinds import MEANINGS
+from fairflare.policy.words import NOT_PREVENTED, against_template, explain
+from tests.unit.policy.support import STORE, plan
+
+TODAY = date(2030, 5, 17)
+PEERS = {"north": "ab" * 32}
+STRICT = strict_policy(
+    STORE, peers=PEERS, data_sets=("heart", "skin"), attributes=("sex", "age"), features=("chol",), today=TODAY
+)
+PLANS = {name: make(name) for name, make in presets.PRESETS.items()}
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Plans that a strict policy may like, or not."""
+    base = draw(st.sampled_from([PLANS["heart_flexfair"], PLANS["skin_flexfair"], PLANS["heart_feasibility"]]))
+    changes: dict[str, Any] = {
+        "cells": {
+            "minimum": draw(st.sampled_from([0, 10, 11, 20])), "sites": draw(st.sampled_from([2, 3, 4])),
+        },
+        "federation__min_sites": draw(st.sampled_from([3, 4, 6])),
+        "training__rounds": draw(st.sampled_from([1, 200, 201, 1001])),
+        "evaluation__score_bins": draw(st.sampled_from([200, 202, 1002])),
+    }  # fmt: skip
+    if base.task.data_set == "heart":
+        wanted = draw(st.sampled_from(["chol", "postcode"]))
+        changes["task__input__features"] = [{"name": wanted, "center": 0.0, "scale": 1.0}]
+    if draw(st.integers(0, 9)) == 0:
+        changes["protection"] = presets.UNPROTECTED
+    else:
+        changes["protection__masking__weight_unit"] = draw(st.sampled_from([1, 10]))
+    return plan(base, **changes)
+
+
+def allows(policy: SitePolicy, wanted: Plan, approved: frozenset[str]) -> bool:
+    return not list(policy.check(wanted, today=TODAY, approved=approved))
+
+
+@given(plans(), st.booleans())
+def test_what_a_stricter_template_allows_the_next_one_allows_too(wanted: Plan, signed: bool) -> None:
+    approved = frozenset({wanted.sha256}) if signed else frozenset()
+    graded = [allows(policy, wanted, approved) for policy in (STRICT, standard_policy(STORE), open_policy(STORE))]
+    assert graded == sorted(graded)
+
+
+def test_the_templates_differ_by_what_they_allow() -> None:
+    """The property above is empty if strict allows nothing."""
+    cells = {"minimum": 11, "sites": 4}
+    features = [{"name": "chol", "center": 0.0, "scale": 1.0}]
+    careful = plan(cells=cells, federation__min_sites=4, task__input__features=features)
+    for policy in (STRICT, standard_policy(STORE)):
+        policy.verify(careful, today=TODAY, approved={careful.sha256})
+    three = plan(cells={"minimum": 11, "sites": 3})
+    assert not allows(STRICT, three, frozenset({three.sha256}))
+    assert allows(standard_policy(STORE), three, frozenset({three.sha256}))
+
+
+STEPS = {
+    "standard to strict": (
+        STRICT,
+        standard_policy(STORE),
+        {"peers", "least_sites", "data_sets", "attributes", "features", "cells_sites", "most_score_bins", "most_rounds",
+         "approvals", "expires"},
+    ),
+    "open to standard": (
+        standard_policy(STORE),
+        open_policy(STORE),
+        {"identities", "least_sites", "protection", "colluders", "weight_unit", "cells_minimum", "cells_sites",
+         "cohort_changes", "metrics", "most_score_bins", "most_rounds", "plans", "consents"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("strict", "loose", "fields"), STEPS.values(), ids=STEPS)
+def test_every_field_is_graded(strict: SitePolicy, loose: SitePolicy, fields: set[str]) -> None:
+    relations = compare(strict, loose)
+    assert {field for field, relation in relations.items() if relation == "stricter"} == fields
+    assert set(relations.values()) == {"same", "stricter"}
+    assert set(compare(loose, strict).values()) == {"same", "weaker"}
+    assert list(relations) == [field for field in SitePolicy.model_fields if field not in ("format", "store")]
+
+
+def test_the_strict_template_holds_for_a_year_and_allows_nothing_before_it_names_data() -> None:
+    assert STRICT.expires == "2031-05-17"
+    empty = strict_policy(STORE, peers=PEERS, today=TODAY)
+    wanted = plan(cells={"minimum": 11, "sites": 4}, federation__min_sites=4)
+    fields = {one.field for one in empty.check(wanted, today=TODAY, approved={wanted.sha256})}
+    assert fields == {"task.data_set", "attributes", "task.input.features"}
+    assert strict_policy(STORE).expires is not None
+
+
+UNMASKED = {"protection": {"update": "none", "statistics": "none", "masking": None}}
+CELLS = [{"minimum": 0, "sites": 1}, {"minimum": 1, "sites": 1}, {"minimum": 2, "sites": 1}, {"minimum": 0, "sites": 2}]
+
+
+@pytest.mark.parametrize("cells", CELLS, ids=str)
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", PLANS)
+def test_kinds_are_those_of_the_vectors_that_leave(name: str, masked: bool, cells: dict[str, int]) -> None:
+    wanted = PLANS[name]
+    if cells["minimum"] == 0 or not wanted.method.lock_step:
+        wanted = plan(wanted, cells=cells, **({} if masked else UNMASKED))
+    layout = layout_of(wanted, 1000)
+    compared = {measure.attribute for measure in layout.method.measures()}
+    risks = {"hospital_risks" for one in compared if one == HOSPITAL}
+    risks |= {"group_risks" for one in compared if one != HOSPITAL}
+    kinds = {
+        "counts": {"counts"}, "present_records": {"counts"}, "cells": {"cells"}, "vocabulary": {"vocabulary"},
+        "update": {"model_update"}, "training_sums": {"training_loss"}, "risk_sums": risks,
+        "batch_sums": {*risks, "step_risks"}, "validation_sums": {"evaluation_sums"},
+        "test_sums": {"evaluation_sums"}, "validation_predictions": {"prediction_counts"},
+        "test_predictions": {"prediction_counts"},
+    }  # fmt: skip
+    leaving = {kind for label in layout.vectors for kind in kinds[label]}
+    assert set(kinds_of(wanted)) == leaving
+    assert kinds_of(wanted) == tuple(kind for kind in KINDS if kind in leaving)
+
+
+def test_every_kind_is_of_some_plan_and_has_a_meaning() -> None:
+    assert {kind for wanted in PLANS.values() for kind in kinds_of(wanted)} == set(KINDS) == set(MEANINGS)
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+CHANGES: dict[str, tuple[object, str]] = {
+    "identities": ("development", "weaker"),
+    "peers": ({"north": "ab" * 32}, "stricter"),
+    "least_sites": (2, "weaker"),
+    "tasks": (("segmentation",), "stricter"),
+    "data_sets": (("heart",), "stricter"),
+    "models": ((), "stricter"),
+    "methods": (("fedavg",), "stricter"),
+    "attributes": (("sex",), "stricter"),
+    "features": (("chol",), "stricter"),
+    "colluders": (2, "stricter"),
+    "weight_unit": (1, "weaker"),
+    "cells_minimum": (5, "weaker"),
+    "cells_sites": (4, "stricter"),
+    "cohort_changes": (1, "weaker"),
+    "metrics": (None, "weaker"),
+    "most_score_bins": (None, "weaker"),
+    "most_rounds": (10, "stricter"),
+    "plans": (None, "weaker"),
+    "approvals": ("signed", "stricter"),
+    "consents": (("open_hospital_risks",), "weaker"),
+    "expires": ("2031-01-01", "stricter"),
+}
+
+
+@pytest.mark.parametrize(("field", "value", "relation"), [(field, *rest) for field, rest in CHANGES.items()])
+def test_a_field_is_stricter_or_weaker_than_standard(field: str, value: object, relation: str) -> None:
+    standard = standard_policy(STORE)
+    policy = standard.model_copy(update={field: value})
+    assert compare(policy, standard) == {**dict.fromkeys(compare(policy, standard), "same"), field: relation}
+    name, relations = to_template(policy)
+    assert (name, relations[field]) == ("standard", relation)
+    assert f"{relation.capitalize()} than standard in {field}." in against_template(policy)
+
+
+def test_pairs_are_compared_part_by_part() -> None:
+    from fairflare.policy import LeastProtection, MostPrivacyLoss
+
+    standard = standard_policy(STORE)
+    half = standard.model_copy(update={"protection": LeastProtection(update="masked", statistics="none")})
+    other = standard.model_copy(update={"protection": LeastProtection(update="none", statistics="masked")})
+    assert compare(half, standard)["protection"] == "weaker"
+    assert compare(half, other)["protection"] == "different"
+    few = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=1.0, delta=1e-5)})
+    more = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=2.0, delta=1e-6)})
+    assert compare(few, standard)["differential_privacy"] == "stricter"
+    assert compare(standard, few)["differential_privacy"] == "weaker"
+    assert compare(few, more)["differential_privacy"] == "different"
+    pinned = standard.model_copy(update={"peers": {"north": "ab" * 32}})
+    both = standard.model_copy(update={"peers": {"north": "ab" * 32, "south": "cd" * 32}})
+    another = standard.model_copy(update={"peers": {"north": "cd" * 32}})
+    assert compare(pinned, both)["peers"] == "stricter"
+    assert compare(pinned, another)["peers"] == "different"
+    tasks = (
+        standard.model_copy(update={"tasks": ("classification",)}),
+        standard.model_copy(update={"tasks": ("segmentation",)}),
+    )
+    assert compare(*tasks)["tasks"] == "different"
+
+
+def test_what_an_owner_fills_in_is_no_difference_to_a_template() -> None:
+    standard = standard_policy(STORE).model_copy(update={"plans": ("ab" * 32, "cd" * 32)})
+    assert against_template(standard) == ("Nearest template: standard.", "It is as strict as standard in every field.")
+    assert to_template(STRICT)[0] == "strict"
+    assert set(to_template(STRICT)[1].values()) == {"same"}
+    assert to_template(strict_policy(STORE))[1]["peers"] == "weaker"
+    assert to_template(open_policy(STORE))[0] == "open"
+
+
+def test_a_difference_that_is_neither_is_told_too() -> None:
+    from fairflare.policy import KINDS as ALL
+
+    policy = standard_policy(STORE).model_copy(update={"metrics": ALL[1:]})
+    assert "Other than standard in metrics." in against_template(policy)
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    "policy", [open_policy(STORE), standard_policy(STORE), STRICT], ids=["open", "standard", "strict"]
+)
+def test_every_field_is_explained_once(policy: SitePolicy) -> None:
+    said = [one for section in explain(policy) for one in section.fields]
+    assert sorted(one.field for one in said) == sorted(field for field in SitePolicy.model_fields if field != "format")
+    assert all(one.allows and one.forbids for one in said)
+    assert all("  " not in text for one in said for text in (one.allows, one.forbids, one.limits))
+    assert NOT_PREVENTED
+
+
+def words(policy: SitePolicy, field: str) -> str:
+    (one,) = [one for section in explain(policy) for one in section.fields if one.field == field]
+    return f"{one.allows} | {one.forbids} | {one.limits}"
+
+
+def test_words_follow_the_policy() -> None:
+    from fairflare.policy import LeastProtection, MostPrivacyLoss
+
+    standard = standard_policy(Path("/var/lib/fairflare"))
+    half = standard.model_copy(update={"protection": LeastProtection(update="none", statistics="masked")})
+    assert words(half, "protection").startswith("plans that mask statistics: the server sees sums only")
+    assert "sums of groups with 1 to 10 records" in words(standard, "cells_minimum")
+    assert "a group of one patient" in words(standard.model_copy(update={"cells_minimum": 1}), "cells_minimum")
+    spent = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=3.0, delta=1e-5)})
+    assert "epsilon 3, delta 1e-05" in words(spent, "differential_privacy")
+    assert "no numbers" in words(standard.model_copy(update={"metrics": ()}), "metrics")
+    assert words(standard, "metrics").endswith("| step_risks | ")
+    assert "nothing" in words(open_policy(STORE), "metrics")
+    assert "1 plans" in words(standard.model_copy(update={"plans": ("ab" * 32,)}), "plans")
+    assert words(standard.model_copy(update={"tasks": ("segmentation",)}), "tasks").startswith("segmentation | every")
