@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fairflare import presets
-from fairflare.jobs import job_files, write_job
+from fairflare.jobs import SIGNATURES, job_files, write_job
 from fairflare.plan import read_plan
 
 app = typer.Typer(help="Turn plans into FLARE job folders.", no_args_is_help=True)
@@ -41,7 +41,8 @@ def check(folder: Annotated[Path, typer.Argument(help="Folder with one folder pe
     for name in presets.JOBS:
         wanted = job_files(presets.shipped(name))
         job = folder / name
-        present = {str(file.relative_to(job)) for file in job.rglob("*") if file.is_file()}
+        files = (file for file in job.rglob("*") if file.is_file())
+        present = {str(file.relative_to(job)) for file in files if file.name not in SIGNATURES}
         texts = {key: (job / key).read_text(encoding="utf-8") for key in present & set(wanted)}
         if present != set(wanted) or any(texts[key] != wanted[key] for key in wanted):
             wrong.append(name)

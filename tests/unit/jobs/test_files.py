@@ -18,7 +18,7 @@ from fairflare.jobs import TASKS as JOB_TASKS
 from fairflare.jobs import job_files, write_job
 from fairflare.plan import read_plan
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 JOBS = ROOT / "jobs"
 
 

@@ -45,19 +45,27 @@ CLIENT_CONFIG: dict[str, Any] = {
 }
 
 
-def job_files(plan: Plan) -> dict[str, str]:
-    """Relative path -> text of every file of the plan's job."""
-    meta = {
-        "name": plan.name,
+#: What FLARE writes into each folder of a job, in place, whenever it is submitted: signatures, and who signed.
+SIGNATURES = (".__nvfl_sig.json", ".__nvfl_submitter.crt")
+
+
+def job_meta(plan: Plan | None) -> dict[str, Any]:
+    """Meta data of the plan's job; without a plan, ``None`` stands for what depends on it."""
+    return {
+        "name": None if plan is None else plan.name,
         "resource_spec": {},
-        "min_clients": plan.federation.min_sites,
+        "min_clients": None if plan is None else plan.federation.min_sites,
         "deploy_map": {"app": ["@ALL"]},
     }
+
+
+def job_files(plan: Plan) -> dict[str, str]:
+    """Relative path -> text of every file of the plan's job."""
     return {
-        "meta.json": _text(meta),
+        "meta.json": config_text(job_meta(plan)),
         "app/config/plan.json": schema.pretty(plan),
-        "app/config/config_fed_server.json": _text(SERVER_CONFIG),
-        "app/config/config_fed_client.json": _text(CLIENT_CONFIG),
+        "app/config/config_fed_server.json": config_text(SERVER_CONFIG),
+        "app/config/config_fed_client.json": config_text(CLIENT_CONFIG),
     }
 
 
@@ -89,6 +97,8 @@ def write_job(plan: Plan, folder: Path, *, overwrite: bool = True) -> Path:
             expected="a new name, or the same plan again",
             next_step="rename the plan, choose another folder, or add --overwrite",
         )
+    for signature in (found for name in SIGNATURES for found in job.rglob(name)):
+        signature.unlink()  # of the files as they were; FLARE signs anew at the next submission
     for name, text in files.items():
         file = job / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +110,7 @@ def _verify_own(job: Path, files: Mapping[str, str]) -> None:
     """Refuse what no job of ours has; a link could lead anywhere, so it is refused as well."""
     own = {job / name for name in files}
     folders = {parent for file in own for parent in file.parents}
+    own |= {folder / name for folder in folders for name in SIGNATURES}
     odd = [path for path in job.rglob("*") if path.is_symlink() or path not in (folders if path.is_dir() else own)]
     if odd:
         raise RunError(
@@ -117,5 +128,6 @@ def _is_job_of(plan: Plan, job: Path) -> bool:
         return False
 
 
-def _text(data: dict[str, Any]) -> str:
+def config_text(data: dict[str, Any]) -> str:
+    """Text of a FLARE configuration, or of meta data, as every job of ours has it."""
     return json.dumps(data, indent=2) + "\n"
