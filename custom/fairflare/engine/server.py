@@ -137,9 +137,9 @@ class Coordinator:
         """Sites that still take part, sorted."""
         return tuple(sorted(site for site, missed in self._missed.items() if missed < self.plan.federation.max_missed))
 
-    def phases(self, roster: Sequence[str]) -> Iterator[Phase]:
-        """All phases of the run; afterwards ``record.status`` is ``complete`` or ``stopped``."""
-        self._session(roster=tuple(sorted(roster)))
+    def phases(self, roster: Sequence[str], without: Sequence[Refusal] = ()) -> Iterator[Phase]:
+        """All phases of the run with these sites; afterwards ``record.status`` is ``complete`` or ``stopped``."""
+        self._session(roster=tuple(sorted(roster)), without=tuple(without))
         rounds = 0 if self.plan.method.counts_only else self.plan.training.rounds
         self.store.progress("start", plan=self.plan.name, rounds=rounds, roster=sorted(roster))
         try:

@@ -36,6 +36,7 @@ from fairflare.models import initial_vector, vector_sha256
 from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import Plan, read_plan
 from fairflare.record import (
+    DEPLOY,
     FILE_NAME,
     LostRound,
     Refusal,
@@ -160,7 +161,16 @@ def _check_sessions(folder: Path, record: RunRecord) -> Iterator[Defect]:
         before = tuple(line for line in record.rounds if line.round < session.first_round)
         if other and (other.sessions, other.rounds) != (record.sessions[:place], before):
             yield Defect("FF-RUN-SESSIONS", f"what is before session {session.number} is not what it went on from")
+        yield from _check_without(session)
         yield from _check_joined(record, session)
+
+
+def _check_without(session: Session) -> Iterator[Defect]:
+    sites, where = [one.site for one in session.without], f"session {session.number}"
+    if sites != sorted(set(sites)) or {one.task for one in session.without} - {DEPLOY}:
+        yield Defect("FF-RUN-SITES", f"{where}: sites it ran without that are repeated, out of order or of a task")
+    if set(sites) & set(session.roster):
+        yield Defect("FF-RUN-SITES", f"{where}: a site was asked to join although it is one that the job ran without")
 
 
 def _check_joined(record: RunRecord, session: Session) -> Iterator[Defect]:

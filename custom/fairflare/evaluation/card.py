@@ -144,11 +144,14 @@ def _what(record: RunRecord, digest: str) -> Iterator[str]:
 
 def _training(record: RunRecord) -> Iterator[str]:
     from fairflare.evaluation.facts import consent_words, method_words, refresh_words, start_words
+    from fairflare.evaluation.participation import without_in_words
 
     plan = record.plan
     yield "## How it was trained"
     yield ""
     yield f"- Sites: {', '.join(map(plain, record.roster)) or 'none'}"
+    for absent_site in without_in_words(record):
+        yield f"- Ran without: {plain(absent_site)}"
     absent = [] if record.final is None else [one for one in record.roster if one not in record.final.participants]
     if absent:
         yield f"- Not in the final evaluation: {', '.join(map(plain, absent))}"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fairflare.evaluation.participation import without_in_words
 from fairflare.evaluation.phrases import change_in_words, counted, number, of_interest, threshold
 from fairflare.evaluation.summary import AttributeSummary, Comparison, Remark, RunSummary, Value
 from fairflare.evaluation.tables import interval
@@ -186,6 +187,8 @@ def facts(name: str, record: RunRecord, summary: RunSummary | None) -> Iterator[
     lost = [f"round {one.round + 1} gave no model ({one.code})" for one in record.lost_rounds]
     yield Fact("Rounds", (f"{len(record.rounds)} of {plan.training.rounds}", *lost))
     yield Fact("Sites", (f"{len(record.roster)}: {', '.join(record.roster)}" if record.roster else "none",))
+    if record.without:
+        yield Fact("Ran without", tuple(without_in_words(record)))
     yield Fact("Group statistics", (refresh_words(plan),))
     yield Fact("Starting weights", (start_words(plan),))
     yield Fact("Agreed to by taking part", tuple(consent_words(plan)) or ("nothing beyond the plan itself",))

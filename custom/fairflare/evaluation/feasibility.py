@@ -112,7 +112,8 @@ def summarise_feasibility(record: RunRecord) -> FeasibilitySummary:
     detectable = tuple(_detectable(record, found))
     # A manifest without one of the plan's columns, for example: the hospital's own log says more.
     absent = [
-        Finding("error", one.code, f"{one.site} could not join, and is not counted") for one in record.join_refusals
+        Finding("error", one.code, f"{one.site} could not join, and is not counted")
+        for one in (*record.without, *record.join_refusals)
     ]
     findings = (*absent, *_coding(found, sites), *_powerless(detectable), *_small(plan, found))
     return FeasibilitySummary(

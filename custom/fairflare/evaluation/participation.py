@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal
 
 from fairflare.evaluation.remarks import collapses
 from fairflare.evaluation.words import COLLAPSES_SHORT
-from fairflare.record import Refusal, RoundRecord, RunRecord
+from fairflare.record import ABSENT, Refusal, RoundRecord, RunRecord
 
 #: Width of a strip in the units of its view box; a letter, and a round that is cut off from the next, need so much.
 WIDTH, _LETTER, _CUT = 320.0, 9.0, 4.0
@@ -32,6 +32,11 @@ MEANINGS = {
     "FF-SECAGG-REUSED": "it had answered this before, and answers once",
     "FF-SECAGG-TOTALS": "it did not have the group sums that were to act",
     "FF-POLICY-REFUSED": "the site's policy does not allow the plan",
+    "FF-POLICY-EXPIRED": "the site's policy has expired",
+    "FF-POLICY-CHANGED": "the site's policy became tighter during the job",
+    "FF-GATE-PARENT": "the site was stopped during the job",
+    "FF-DECISION-LOG": "the site cannot write down what it decides",
+    ABSENT: "it was not connected to the server, or not free, when the job was handed out",
 }
 _UNKNOWN = "see the site's own log"
 NOT_ASKED = "not asked"
@@ -172,7 +177,7 @@ def _where(start: int, length: int) -> str:
 
 def _sites(record: RunRecord) -> list[str]:
     """Everybody that the record names, sorted."""
-    found = {*record.roster, *(refusal.site for refusal in record.join_refusals)}
+    found = {*record.roster, *(refusal.site for refusal in (*record.without, *record.join_refusals))}
     for line in record.rounds:
         found |= {site for sites in line.participants.values() for site in sites}
         found |= {refusal.site for refusal in line.refusals}
@@ -189,7 +194,7 @@ def _state(record: RunRecord, line: RoundRecord, site: str) -> State:
         return State("missing", refusal.code, refusal.task)
     if any(_last(one.refusals, site) for one in record.rounds if one.round < line.round):
         return State("missing", NOT_ASKED)
-    joining = _last(record.join_refusals, site)
+    joining = _last((*record.without, *record.join_refusals), site)
     return State("missing", joining.code, joining.task) if joining else State("missing", NO_REASON)
 
 
@@ -210,6 +215,12 @@ def _meaning(why: str) -> str:
     if why == NOT_ASKED:
         return "it had missed as many tasks in a row as the plan allows, so it was left out"
     return "" if why == NO_REASON else MEANINGS.get(why, _UNKNOWN)
+
+
+def without_in_words(record: RunRecord) -> Iterator[str]:
+    """Each site of the project that the newest session ran without from its start on, and why."""
+    for one in record.without:
+        yield f"{one.site}: {one.code}, {MEANINGS.get(one.code, _UNKNOWN)}"
 
 
 def _row(record: RunRecord, site: str, states: list[State], letters: dict[tuple[str, str], str]) -> SiteRow:
@@ -240,5 +251,5 @@ def _evaluated(record: RunRecord, site: str) -> str:
         return "none took place"
     if site in record.final.participants:
         return "took part"
-    refusal = _last(record.final.refusals, site)
+    refusal = _last((*record.without, *record.final.refusals), site)
     return f"missing, {_reason(refusal.code, refusal.task)}" if refusal else f"missing, {NO_REASON}"

@@ -58,6 +58,9 @@ def _incomplete(record: RunRecord, summary: RunSummary) -> Iterator[Remark]:
     planned = record.plan.training.rounds
     if record.status != "complete" or summary.rounds < planned:
         yield Remark("incomplete run", f"the run is '{record.status}' after {summary.rounds} of {planned} rounds")
+    if record.without:
+        who = ", ".join(f"{one.site} ({one.code})" for one in record.without)
+        yield Remark("ran without", f"{who}: the run and its results are not about them")
     absent = [site for site in record.roster if site not in summary.sites]
     if absent:
         yield Remark(

@@ -33,10 +33,11 @@ from fairflare.flare.aggregator import SITE, FlexFairAggregator
 from fairflare.flare.executor import PLAN
 from fairflare.flare.identities import server_trust
 from fairflare.flare.names import RESUME
+from fairflare.flare.vetoes import read_without
 from fairflare.models.vector import Vector
 from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import read_plan
-from fairflare.record import Reason, RunRecord
+from fairflare.record import Reason, Refusal, RunRecord
 
 _CHECK_PERIOD = 0.05
 _HOLD = 2.0
@@ -53,6 +54,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
         self._aggregator: FlexFairAggregator | None = None
         self._coordinator: Coordinator | None = None
         self._task: Task | None = None
+        self._without: tuple[Refusal, ...] = ()
         self._lock = threading.Lock()
 
     def set_communicator(self, communicator: WFCommSpec) -> None:
@@ -78,6 +80,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
         self._aggregator = aggregator
         try:
             plan = read_plan(Path(workspace.get_app_config_dir(job)) / PLAN)
+            self._without = read_without(Path(workspace.get_run_dir(job)))
             own = Path(workspace.get_site_config_dir())
             earlier, best = _earlier(own / RESUME)
             software = {**local.software(), "nvflare": nvflare.__version__}
@@ -94,7 +97,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
             return
         roster = [client.name for client in fl_ctx.get_engine().get_clients()]
         try:
-            for phase in coordinator.phases(roster):
+            for phase in coordinator.phases(roster, self._without):
                 self._send(phase, abort_signal, fl_ctx)
                 if abort_signal.triggered:
                     coordinator.stop("FF-RUN-ABORTED", _aborted(phase))

@@ -35,6 +35,8 @@ _INLINE = 65_536
 #: A head names a few vectors and numbers; a longer one is not read.
 _LONGEST_HEAD = 65_536
 _TYPES = {"<f4": np.float32, "<f8": np.float64, "|u1": np.uint8, "<u4": np.uint32, "<u8": np.uint64}
+#: The types of numbers that a vector can have, in numpy's short form.
+NUMBERS = frozenset(_TYPES)
 _KINDS = {np.dtype(dtype): kind for kind, dtype in _TYPES.items()}
 _CODE_FORM = re.compile(r"FF-[A-Z]+(-[A-Z]+)*")
 _NO_CODE = "FF-ROUND-SITE-ERROR"

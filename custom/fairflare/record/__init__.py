@@ -19,6 +19,8 @@ from fairflare.record.files import (
     write_record,
 )
 from fairflare.record.parts import (
+    ABSENT,
+    DEPLOY,
     Cell,
     Collapse,
     Final,
@@ -44,7 +46,9 @@ from fairflare.record.run import (
 )
 
 __all__ = [
+    "ABSENT",
     "ANY",
+    "DEPLOY",
     "FILE_NAME",
     "MISSING",
     "MODEL_NAME",

@@ -12,6 +12,12 @@ from fairflare.schema import StrictModel
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+#: Stands for a task where a site did not take a job that FLARE handed out, before anything ran.
+DEPLOY = "deploy"
+#: Code of a site that the job was not even handed to: not connected to the server, or not free.
+ABSENT = "FF-RUN-ABSENT"
+
+
 class Refusal(StrictModel):
     """A site whose answer to a task was refused, or that gave none: who, to what, and a stable code."""
 
@@ -150,6 +156,10 @@ class Session(StrictModel):
     ``roster`` are the sites that were asked to join; ``records``, empty before anybody has joined, are sums over those
     that did. A later session may have other sites. With masks, ``identities`` says who vouched for the sites (``kit``,
     or nobody: ``development``), and ``transcript`` is T: the hash of everything that the sites signed when they joined.
+
+    ``without``: sites of the project that never were asked to join (task :data:`DEPLOY`): those that refused the job
+    when FLARE handed it out, each with the code it gave, and those that were not there (:data:`ABSENT`). Empty where
+    the server does not note them.
     """
 
     number: int
@@ -162,6 +172,7 @@ class Session(StrictModel):
     records: dict[str, float]
     identities: Literal["kit", "development"] | None
     transcript: Sha256 | None
+    without: tuple[Refusal, ...] = ()
 
     @property
     def joined(self) -> tuple[str, ...]:

@@ -56,6 +56,11 @@ class RunRecord(StrictModel):
         return self.sessions[-1].join_refusals if self.sessions else ()
 
     @property
+    def without(self) -> tuple[Refusal, ...]:
+        """Sites of the project that the newest session ran without from its start on."""
+        return self.sessions[-1].without if self.sessions else ()
+
+    @property
     def records(self) -> dict[str, float]:
         """Records by split over the sites that joined the newest session."""
         return self.sessions[-1].records if self.sessions else {}

@@ -243,6 +243,19 @@ EDITS: dict[str, tuple[Callable[[Json], object], str]] = {
     "a refusal to join under another task": (
         lambda d: d["sessions"][0]["join_refusals"].append(refusal("dune", "train")), "FF-RUN-SITES",
     ),
+    "a site it ran without that was asked all the same": (
+        lambda d: d["sessions"][0]["without"].append(refusal("dune", "deploy")), "FF-RUN-SITES",
+    ),
+    "a site it ran without, twice": (
+        lambda d: d["sessions"][0]["without"].extend([refusal("x", "deploy")] * 2), "FF-RUN-SITES",
+    ),
+    "sites it ran without, out of order": (
+        lambda d: d["sessions"][0]["without"].extend([refusal("y", "deploy"), refusal("x", "deploy")]),
+        "FF-RUN-SITES",
+    ),
+    "a site it ran without that had a task": (
+        lambda d: d["sessions"][0]["without"].append(refusal("x", "join")), "FF-RUN-SITES",
+    ),
     "a site that did not confirm, without a word": (lambda d: d["final"]["confirmed"].pop(), "FF-RUN-SITES"),
     "a site that did not evaluate, without a word": (
         lambda d: (d["final"]["confirmed"].pop(), d["final"]["participants"].pop()), "FF-RUN-SITES",

@@ -15,6 +15,7 @@ from fairflare.plan import Plan, parse_plan
 from fairflare.record import (
     Final,
     PenaltyRecord,
+    Refusal,
     RoundRecord,
     RunRecord,
     Seconds,
@@ -266,6 +267,13 @@ def make_record(
         final=final,
     )
     return record.model_copy(update=changes)
+
+
+def make_without(record: RunRecord, site: str = "lund", code: str = "FF-POLICY-REFUSED") -> RunRecord:
+    """The same run, of a project with one more site that did not take the job."""
+    refusal = Refusal(site=site, task="deploy", code=code)
+    session = record.sessions[-1].model_copy(update={"without": (refusal,)})
+    return record.model_copy(update={"sessions": (*record.sessions[:-1], session)})
 
 
 def make_session() -> Session:

@@ -24,6 +24,7 @@ from tests.unit.evaluation.records import (
     make_record,
     make_round,
     make_several,
+    make_without,
     paint,
 )
 
@@ -48,6 +49,12 @@ def run(plan_name: str = "skin_flexfair") -> RunRecord:
     assert record.final is not None
     final = record.final.model_copy(update={"best_rounds": 1, "best_model_sha256": "c" * 64})
     return record.model_copy(update={"final": final})
+
+
+def test_a_card_names_a_site_that_did_not_take_the_job() -> None:
+    line = "- Ran without: lund: FF-POLICY-REFUSED, the site's policy does not allow the plan\n"
+    assert line in model_card(make_without(run()), DIGEST)
+    assert "Ran without" not in model_card(run(), DIGEST)
 
 
 def test_a_card_says_what_a_reader_needs() -> None:

@@ -17,6 +17,7 @@ from fairflare.evaluation.power import records_in_each, records_needed, smallest
 from fairflare.evaluation.render import to_text
 from fairflare.plan import Plan, parse_plan
 from fairflare.record import OTHER, Feasibility, Refusal, RunRecord, Session, Use, VocabularyCell
+from tests.unit.evaluation.records import make_without
 
 CLAIM = {"attribute": "sex", "criterion": "equal_opportunity", "gap": 0.2}
 
@@ -193,6 +194,13 @@ def test_a_hospital_that_could_not_join_is_named():
         "b could not join, and is not counted",
     )
     assert not found.feasible
+
+
+def test_a_hospital_that_did_not_take_the_job_is_named():
+    found = summarise_feasibility(make_without(record(plan(), Feasibility(uses=(), cells=()))))
+    assert (found.findings[0].severity, found.findings[0].code) == ("error", "FF-POLICY-REFUSED")
+    assert "lund" in found.findings[0].text
+    assert found.sites == 4
 
 
 def test_cells_of_which_nothing_is_shown_are_named():

@@ -49,6 +49,7 @@ from tests.unit.evaluation.records import (
     make_round,
     make_session,
     make_several,
+    make_without,
     paint,
 )
 
@@ -554,6 +555,27 @@ def test_runs_that_were_protected_differently_are_told_apart() -> None:
     assert "A group counts only if 2 sites or more report it." in box.text
     tags = [one.text for one in box.all("span") if one.get("class").startswith("tag")]
     assert tags == ["NO"] * 4 + ["NO"] * 3 + ["YES"] * 2
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        ("FF-POLICY-REFUSED", "the site's policy does not allow the plan"),
+        ("FF-RUN-ABSENT", "it was not connected to the server, or not free, when the job was handed out"),
+        ("FF-ROUND-TIMEOUT", "no answer before the deadline"),
+        ("FF-JOB-CODE", "see the site's own log"),
+    ],
+)
+def test_a_site_that_did_not_take_the_job_is_named_with_its_code(code: str, meaning: str) -> None:
+    text = Document(page(reported(make_without(make_run(), code=code)))).root.text
+    assert f"Ran without lund: {code}, {meaning}" in text
+    assert f"missing, {code} (task deploy)" in text  # in the final evaluation
+    assert f"missing, A: {code} (task deploy)" in text  # in each round
+    assert "1 of 4 sites were missing at times" in text
+
+
+def test_a_run_that_had_everybody_says_nothing_of_others() -> None:
+    assert "Ran without" not in Document(page(reported(make_run()))).root.text
 
 
 def test_a_run_in_one_process_had_no_separate_sites() -> None:

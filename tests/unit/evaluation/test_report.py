@@ -26,6 +26,7 @@ from tests.unit.evaluation.records import (
     make_plan,
     make_record,
     make_round,
+    make_without,
 )
 
 ON_VALIDATION = {"score_bins": BINS, "threshold": "validation_balanced_accuracy"}
@@ -293,6 +294,12 @@ def test_an_incomplete_run_and_missing_sites_are_named() -> None:
     remarks = report_on(record).remarks
     assert text_of(remarks, "incomplete run") == "the run is 'stopped' after 1 of 2 rounds"
     assert text_of(remarks, "missing sites").startswith("uppsala took no part")
+
+
+def test_a_site_that_did_not_take_the_job_is_named() -> None:
+    remarks = report_on(make_without(make_record(make_plan(), draw()))).remarks
+    assert text_of(remarks, "ran without").startswith("lund (FF-POLICY-REFUSED): the run and its results")
+    assert "lund" not in " ".join(one.text for one in remarks if one.kind != "ran without")
 
 
 def test_held_weights_are_pointed_out() -> None:

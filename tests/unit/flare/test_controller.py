@@ -27,6 +27,7 @@ from fairflare.flare.aggregator import FlexFairAggregator
 from fairflare.flare.controller import FairFlareController
 from fairflare.flare.executor import PLAN
 from fairflare.flare.names import RESUME
+from fairflare.flare.vetoes import FILE_NAME
 from fairflare.jobs import write_job
 from fairflare.presets import flexfair, penalty
 from fairflare.record import RunRecord, read_record
@@ -238,6 +239,27 @@ def test_a_job_that_flare_ends_is_a_stopped_run(flare: Flare, engine: Engine) ->
     next(flare._coordinator.phases(NAMES))
     flare.stop_controller(ctx)
     assert flare._coordinator.record.status == "stopped"
+
+
+def test_sites_that_the_job_runs_without_are_in_the_record(flare: Flare, engine: Engine) -> None:
+    (engine.base / "run").mkdir()
+    noted = {"sites": [{"site": "elm", "task": "deploy", "code": "FF-POLICY-REFUSED"}]}
+    (engine.base / "run" / FILE_NAME).write_text(json.dumps(noted), encoding="utf-8")
+    record = run(flare, engine)
+    assert record.status == "complete"
+    assert [(one.site, one.task, one.code) for one in record.without] == [("elm", "deploy", "FF-POLICY-REFUSED")]
+    assert record.roster == NAMES
+
+
+def test_where_nobody_noted_sites_the_record_names_none(flare: Flare, engine: Engine) -> None:
+    assert run(flare, engine).without == ()
+
+
+def test_a_note_of_sites_that_cannot_be_read_ends_the_job(flare: Flare, engine: Engine) -> None:
+    (engine.base / "run").mkdir()
+    (engine.base / "run" / FILE_NAME).write_text("{", encoding="utf-8")
+    flare.start_controller(context(engine))
+    assert "FF-RUN-JSON" in engine.panics[0]
 
 
 def test_a_plan_that_cannot_be_read_ends_the_job_before_the_first_task(flare: Flare, engine: Engine) -> None:

@@ -21,12 +21,22 @@ from fairflare.flare import wire
 from fairflare.flare.executor import PLAN, FairFlareExecutor
 from fairflare.jobs import write_job
 from fairflare.models import initial_vector
-from fairflare.policy import CATALOG_NAME, POLICY_NAME, DataCatalog, open_policy, write_catalog, write_policy
+from fairflare.policy import (
+    CATALOG_NAME,
+    POLICY_NAME,
+    DataCatalog,
+    LeastProtection,
+    open_policy,
+    write_catalog,
+    write_policy,
+)
 from fairflare.presets import FEDAVG, UNPROTECTED, heart
+from fairflare.privacy.decisions import read_decisions
 from tests.federation.support import changed, make_hospitals
 
 THE_PLAN = changed(heart("heart_test", FEDAVG), protection=UNPROTECTED)
 SITE = "hospital-1"
+MASKED = LeastProtection(update="masked", statistics="masked")
 
 
 class Engine:
@@ -179,7 +189,7 @@ def no_policy(base: Path) -> None:
 
 
 def strict_policy(base: Path) -> None:
-    write_policy(base / "local", open_policy(base.parent / "store").model_copy(update={"protection": "masked"}))
+    write_policy(base / "local", open_policy(base.parent / "store").model_copy(update={"protection": MASKED}))
 
 
 DEFECTS = {
@@ -229,6 +239,82 @@ def test_the_text_of_an_unknown_error_stays_in_the_sites_own_file(
     errors = base / "run" / "fairflare" / "errors.log"
     assert "SECRET-17" in errors.read_text(encoding="utf-8")
     assert errors.stat().st_mode & 0o077 == 0
+
+
+def decided(base: Path) -> list[tuple[str, str, str | None]]:
+    found = read_decisions(base.parent / "store" / SITE / "decisions.jsonl")
+    return [(one.depth, one.verdict, one.code) for one in found[-2:]]
+
+
+def test_a_policy_that_is_withdrawn_stops_a_running_job(base: Path, context: FLContext) -> None:
+    executor = FairFlareExecutor()
+    assert code(executor.execute(JOIN, message(JOIN), context, Signal())) is None
+    no_policy(base)
+    for _ in range(2):
+        answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+        assert code(answer) == "FF-POLICY-FILE"
+    assert decided(base) == [("join", "accepted", None), ("release", "refused", "FF-POLICY-FILE")]
+
+
+def test_a_policy_that_is_tightened_during_the_work_lets_nothing_out(
+    base: Path, context: FLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = FairFlareExecutor()
+    executor.execute(JOIN, message(JOIN), context, Signal())
+    site = executor._site
+    assert site is not None
+    work = site.handle
+
+    def slowly(one: Message) -> object:
+        made = work(one)
+        strict_policy(base)
+        return made
+
+    monkeypatch.setattr(site, "handle", slowly)
+    answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+    assert code(answer) == "FF-POLICY-REFUSED"
+    assert {key for key in answer if not key.startswith("__")} == {wire.CODE}
+    assert decided(base) == [("join", "accepted", None), ("release", "refused", "FF-POLICY-REFUSED")]
+
+
+def test_a_site_that_was_stopped_begins_no_task(context: FLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = FairFlareExecutor()
+    executor.execute(JOIN, message(JOIN), context, Signal())
+    site = executor._site
+    assert site is not None
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    monkeypatch.setattr(site, "handle", lambda _: pytest.fail("the task was begun"))
+    assert site.stop()
+    answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+    assert code(answer) == "FF-GATE-PARENT"
+
+
+def test_a_site_that_is_stopped_during_the_work_lets_nothing_out(
+    context: FLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = FairFlareExecutor()
+    executor.execute(JOIN, message(JOIN), context, Signal())
+    site = executor._site
+    assert site is not None
+    work = site.handle
+
+    def slowly(one: Message) -> object:
+        made = work(one)
+        monkeypatch.setattr("os.getppid", lambda: 1)
+        return made
+
+    monkeypatch.setattr(site, "handle", slowly)
+    answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+    assert code(answer) == "FF-GATE-PARENT"
+    assert {key for key in answer if not key.startswith("__")} == {wire.CODE}
+
+
+def test_a_site_that_cannot_write_down_its_decision_does_not_begin(base: Path, context: FLContext) -> None:
+    log = base.parent / "unwritable" / SITE / "decisions.jsonl"
+    log.mkdir(parents=True)
+    write_policy(base / "local", open_policy(base.parent / "unwritable"))
+    assert code(FairFlareExecutor().execute(JOIN, message(JOIN), context, Signal())) == "FF-DECISION-LOG"
+    assert not (base / "run" / "fairflare" / "releases.jsonl").exists()
 
 
 def test_a_list_of_releases_that_cannot_be_written_stops_the_release(base: Path, context: FLContext) -> None:
