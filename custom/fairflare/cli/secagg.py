@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fairflare.evaluation.units import size
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -67,7 +69,7 @@ def _show(console: Console, found: Explained) -> None:
     console.print(_traffic(found))
     console.print(
         "Vectors and protocol messages while all sites are there; heads and transport come on top. The model alone is "
-        f"{_size(4 * found.parameters)} ({found.parameters:,} parameters).",
+        f"{size(4 * found.parameters)} ({found.parameters:,} parameters).",
         markup=False,
     )
     if found.speed is not None:
@@ -110,8 +112,8 @@ def _traffic(found: Explained) -> Table:
     table = _table("What one site gets and sends", "part", "down", "up")
     for part in found.traffic:
         for trip in part.trips:
-            table.add_row(f"{part.part}: {trip.task}", _size(trip.down), _size(trip.up))
-        table.add_row(f"{part.part}: together", _size(part.down), _size(part.up), style="bold", end_section=True)
+            table.add_row(f"{part.part}: {trip.task}", size(trip.down), size(trip.up))
+        table.add_row(f"{part.part}: together", size(part.down), size(part.up), style="bold", end_section=True)
     return table
 
 
@@ -122,9 +124,3 @@ def _speed(speed: Speed) -> Table:
     if speed.server_lost is not None:
         table.add_row("the server, with one site lost after its shares", f"{speed.server_lost:.3g}")
     return table
-
-
-def _size(count: int) -> str:
-    if count < 10_000:
-        return f"{count:,} B"
-    return f"{count / 1e3:,.1f} kB" if count < 10_000_000 else f"{count / 1e6:,.2f} MB"

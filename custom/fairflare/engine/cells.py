@@ -161,10 +161,11 @@ class CellRule:
 
     def _evaluated(self, records: Records) -> dict[str, Integers]:
         """Records (K, S) by group and stratum for each attribute."""
-        sums = EvaluationSums.measure(self._strata(records), records.groups, self.plan.sizes, 2, 0)
+        sums = EvaluationSums.measure(self.strata(records), records.groups, self.plan.sizes, 2, 0)
         return {name: table[..., 0].astype(np.int64) for name, table in sums.cells.items()}
 
-    def _strata(self, records: Records) -> list[Stratum]:
+    def strata(self, records: Records) -> list[Stratum]:
+        """Kinds of records that the evaluation sums tell apart; losses and values are zeros."""
         nothing = np.zeros(len(records))
         if self.plan.task.kind == "segmentation":
             return image_strata(np.zeros((len(records), self.plan.task.strata)), nothing)

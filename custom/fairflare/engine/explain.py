@@ -162,22 +162,8 @@ def stages(params: Params, sites: int) -> tuple[Stage, ...]:
 
 def speed(layout: Layout, sites: int) -> Speed:
     """Time the kernel on vectors of the plan's length: median of three, or once if that takes long."""
-    params = params_of(layout, KIT)
-    labels = [label for task in (MEASURE, TRAIN, TRAIN_ALONE) for label in layout.tasks.get(task, ())]
-    vectors = list(map(params.vector, dict.fromkeys(labels)))
-    own, other = (X25519PrivateKey.generate() for _ in range(2))
-    public = other.public_key().public_bytes_raw()
-    codec, update = update_codec(layout.plan), np.zeros(layout.vectors[UPDATE].length, dtype=np.float32)
-    update += np.float32(codec.clip / 3)
-
-    def keys(number: int) -> list[bytes]:
-        return [pair_key(agree(own, public), _HASH, (1, public), (peer, public)) for peer in range(2, number + 2)]
-
-    def site() -> None:
-        for one in vectors:
-            _masked(one, keys(sites - 1), codec.encode(update, 1 << 20, os.urandom(32))[0] if one.bits == 32 else None)
-
-    words, total = (np.zeros(params.vector(UPDATE).length, dtype=np.uint32) for _ in range(2))
+    keys = _other_keys()
+    words, total = (np.zeros(params_of(layout, KIT).vector(UPDATE).length, dtype=np.uint32) for _ in range(2))
 
     def server(uploads: int, masks: int) -> Callable[[], None]:
         def work() -> None:
@@ -187,8 +173,34 @@ def speed(layout: Layout, sites: int) -> Speed:
 
         return work
 
-    lost = _seconds(server(sites - 1, sites - 1)) if sites > params.least(sites) else None
-    return Speed(_seconds(site), _seconds(server(sites, 0)), lost)
+    lost = _seconds(server(sites - 1, sites - 1)) if sites > params_of(layout, KIT).least(sites) else None
+    return Speed(site_seconds(layout, sites), _seconds(server(sites, 0)), lost)
+
+
+def site_seconds(layout: Layout, sites: int) -> float:
+    """Seconds that rounding and masking all vectors of a round take at a site, key agreement included."""
+    params = params_of(layout, KIT)
+    labels = [label for task in (MEASURE, TRAIN, TRAIN_ALONE) for label in layout.tasks.get(task, ())]
+    vectors = list(map(params.vector, dict.fromkeys(labels)))
+    codec, keys = update_codec(layout.plan), _other_keys()
+    # A plan that only counts has no update.
+    length = layout.vectors[UPDATE].length if UPDATE in labels else 0
+    update = np.full(length, codec.clip / 3, dtype=np.float32)
+
+    def site() -> None:
+        for one in vectors:
+            _masked(one, keys(sites - 1), codec.encode(update, 1 << 20, os.urandom(32))[0] if one.bits == 32 else None)
+
+    return _seconds(site)
+
+
+def _other_keys() -> Callable[[int], list[bytes]]:
+    """What agrees on keys with so many other sites."""
+    own, other = (X25519PrivateKey.generate() for _ in range(2))
+    public = other.public_key().public_bytes_raw()
+    return lambda number: [
+        pair_key(agree(own, public), _HASH, (1, public), (peer, public)) for peer in range(2, number + 2)
+    ]
 
 
 def _masked(vector: VectorParams, pairs: Sequence[bytes], words: np.ndarray | None) -> None:

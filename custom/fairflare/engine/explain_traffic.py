@@ -11,6 +11,8 @@ import numpy as np
 from fairflare.engine.masked import params_of
 from fairflare.engine.messages import (
     CONFIRM,
+    EVALUATE,
+    FINISH,
     JOIN,
     MEASURE,
     PREPARE,
@@ -165,12 +167,20 @@ def traffic(layout: Layout, names: Sequence[str]) -> tuple[Traffic, ...]:
     method = layout.plan.method
     rounds = []
     if not method.lagged:
-        rounds.append(_measured_round(layout, messages))
+        rounds.append(measured_round(layout, messages))
     if method.lagged or method.measured_every > 1:
-        rounds.append(_round_alone(layout, messages))
-    first = MEASURE if MEASURE in layout.tasks else TRAIN_ALONE
-    labels = [*layout.tasks[first], *(layout.tasks[TRAIN] if first == MEASURE else ())]
-    return (_start(layout, messages, labels), *rounds)
+        rounds.append(round_alone(layout, messages))
+    return (start(layout, messages), *rounds)
+
+
+def labels_of(layout: Layout, *, measured: bool) -> list[str]:
+    """Vectors of a round that begins with an exchange of statistics, or of one that is a single trip."""
+    return [label for task in ((MEASURE, TRAIN) if measured else (TRAIN_ALONE,)) for label in layout.tasks[task]]
+
+
+def start(layout: Layout, messages: Messages) -> Traffic:
+    """The trips before the first round."""
+    return _start(layout, messages, labels_of(layout, measured=MEASURE in layout.tasks))
 
 
 def _start(layout: Layout, messages: Messages, labels: Sequence[str]) -> Traffic:
@@ -194,7 +204,8 @@ def _start(layout: Layout, messages: Messages, labels: Sequence[str]) -> Traffic
     )
 
 
-def _measured_round(layout: Layout, messages: Messages) -> Traffic:
+def measured_round(layout: Layout, messages: Messages, following: Sequence[str] | None = None) -> Traffic:
+    """A round with statistics of its own; ``following``: what comes next, by default such a round (``()``: nothing)."""
     measured, trained = list(layout.tasks[MEASURE]), list(layout.tasks[TRAIN])
     risk = [messages.opening("risk_sums")] if "risk_sums" in measured else []
     closed = [label for label in trained if label != UPDATE]
@@ -206,22 +217,55 @@ def _measured_round(layout: Layout, messages: Messages) -> Traffic:
             _size([*risk, messages.dealers(), *map(messages.keyset, closed)]),
             _uploaded(messages, trained),
         ),
-        *_end_of_round(messages, [*measured, *trained], []),
+        *_end_of_round(messages, [*measured, *trained] if following is None else following, []),
     )
 
 
-def _round_alone(layout: Layout, messages: Messages) -> Traffic:
+def round_alone(layout: Layout, messages: Messages, following: Sequence[str] | None = None) -> Traffic:
+    """A round in one trip; ``following`` as in :func:`measured_round`."""
     labels = list(layout.tasks[TRAIN_ALONE])
     closed = [label for label in labels if label != UPDATE]
     risk = [messages.opening("risk_sums")] if "risk_sums" in labels else []
     down = _model(layout) + _size([messages.dealers(), *map(messages.keyset, closed)])
     part = "round" if layout.plan.method.lagged else "round without group sums"
     trip = Trip(TRAIN_ALONE, down, _uploaded(messages, labels))
-    return Traffic.of(part, trip, *_end_of_round(messages, labels, risk))
+    return Traffic.of(part, trip, *_end_of_round(messages, labels if following is None else following, risk))
+
+
+def evaluation(layout: Layout, messages: Messages) -> Traffic:
+    """The final evaluation, and the models that every site keeps; the run's record comes on top of the latter."""
+    labels = list(layout.tasks[EVALUATE])
+    return Traffic.of(
+        "end",
+        Trip(EVALUATE, _model(layout) + _size(map(messages.keyset, labels)), _uploaded(messages, labels)),
+        Trip(FINISH, _model(layout), _size([])),
+    )
+
+
+def counting(layout: Layout, messages: Messages) -> Traffic:
+    """A whole job that only counts."""
+    prepared, counted = list(layout.tasks[PREPARE]), list(layout.tasks[MEASURE])
+    asked = [*prepared, *counted]
+    return Traffic.of(
+        "job",
+        Trip(JOIN, 0, _size([messages.join(messages.names[0])])),
+        Trip(
+            SESSION,
+            _size([messages.roster(), *map(messages.offer, asked)]),
+            _size([messages.keys(label) for label in asked]),
+        ),
+        Trip(PREPARE, _size(map(messages.keyset, prepared)), _uploaded(messages, prepared)),
+        Trip(
+            MEASURE,
+            _size([*map(messages.opening, prepared), *map(messages.keyset, counted)]),
+            _uploaded(messages, counted),
+        ),
+    )
 
 
 def _end_of_round(messages: Messages, following: Sequence[str], opened: Sequence[Item]) -> tuple[Trip, Trip]:
-    """Consent and unmasking; keys and shares of a next round of the same kind ride along."""
+    """Consent and unmasking; keys of what comes next ride along, and shares if that is a round."""
+    trains = UPDATE in following
     return (
         Trip(
             CONFIRM,
@@ -230,8 +274,8 @@ def _end_of_round(messages: Messages, following: Sequence[str], opened: Sequence
         ),
         Trip(
             UNMASK,
-            _size([messages.confirms(), messages.keyset(UPDATE)]),
-            _size([messages.unmask(), messages.shares()]),
+            _size([messages.confirms(), *([messages.keyset(UPDATE)] if trains else [])]),
+            _size([messages.unmask(), *([messages.shares()] if trains else [])]),
         ),
     )
 

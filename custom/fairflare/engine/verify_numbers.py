@@ -223,6 +223,9 @@ def wrong_evaluation(
 ) -> Iterator[str]:
     """What is wrong with evaluation sums over ``sites``, in words."""
     everybody = sums.cells[EVERYBODY][0]
+    # Of more than two strata a group is shown whole or not at all, and so is everybody: a site may then show a group
+    # without records of a label of which it has few, and withhold everybody.
+    comparable = len(everybody) <= 2 or max(plan.cells.minimum, plan.cells.sites) <= 1
     for attribute, table in sums.cells.items():
         for text in _wrong_cells(plan, table, len(sites)):
             yield f"{attribute}: {text}"
@@ -230,7 +233,7 @@ def wrong_evaluation(
         parts = np.maximum(table, table.sum(axis=0) * (np.arange(table.shape[-1]) != 1))
         slack = np.zeros_like(everybody)
         slack[:, 2:HEAD] = TOLERANCE * np.maximum(everybody[:, 2:HEAD], 1.0)
-        if (parts > everybody + slack).any():
+        if comparable and (parts > everybody + slack).any():
             yield f"{attribute}: more in a group, or in all of them, than in everybody"
         if not _same_records(plan, table):
             yield f"{attribute}: labels that are not of the same records"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes of a whole job as a rehearsal tells them, against those of whole runs."""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fairflare import presets
+from fairflare.engine.job_traffic import is_measured, job_messages, job_vectors
+from fairflare.engine.local import local_masks, software
+from fairflare.engine.messages import Layout, Reply, layout_of
+from fairflare.engine.roles import coordinator_of, site_of
+from fairflare.engine.rounds import is_measured as measured_in_a_session
+from fairflare.engine.server import Start
+from fairflare.evaluation.rehearsal import TaskBytes
+from fairflare.models import build, parameter_count
+from fairflare.plan import Plan
+from fairflare.privacy.gate import Release
+from fairflare.record import Session
+from tests.unit.engine.hospitals import four, image_plan, masked, plan, three_of_images
+
+FAIR: dict[str, Any] = presets.flexfair(presets.penalty("sex", "equalized_odds", 1.0))
+METHODS = {
+    "fedavg": presets.FEDAVG, "round": FAIR, "lagged": {**FAIR, "refresh": "round_lagged"},
+    "every 2": {**FAIR, "refresh": {"rounds": 2}},
+    "counts": {"name": "feasibility", "claims": [], "alpha": 0.05, "power": 0.8},
+}  # fmt: skip
+LOCK_STEP = {**FAIR, "refresh": "step"}
+IMAGES = presets.flexfair(presets.penalty("sex", "equal_accuracy", 1.0, utility="dice_loss"))
+
+
+def layout(of: Plan) -> Layout:
+    return layout_of(of, parameter_count(build(of)))
+
+
+class Sent:
+    """What one site got and sent in a whole run, by task."""
+
+    def __init__(self, of: Plan, loaders: dict[str, Any], folder: Path) -> None:
+        self.times: dict[str, int] = defaultdict(int)
+        self.down: dict[str, int] = defaultdict(int)
+        self.up: dict[str, int] = defaultdict(int)
+        self.protocol: dict[str, int] = defaultdict(int)
+        self.vectors: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self.record = 0
+        played = {
+            name: site_of(name, of, load, folder / name, None, local_masks(of, name)) for name, load in loaders.items()
+        }
+        coordinator = coordinator_of(of, folder, Start(secrets.token_hex(16), "local", software()))
+        first = min(loaders)
+        for phase in coordinator.phases(sorted(loaders)):
+            for name in phase.targets:
+                release = played[name].handle(phase.message)
+                reply = (release.task, release.round, release.step, phase.message.session)
+                phase.collector.accept(name, Reply(*reply, release.payloads, release.protocol))
+                if name == first:
+                    self._count(phase.message.vectors, phase.message.protocol, release)
+        assert coordinator.record.status == "complete", coordinator.record.reason
+
+    def _count(self, vectors: Any, protocol: bytes, release: Release) -> None:
+        task = release.task
+        self.times[task] += 1
+        self.record += vectors["record"].nbytes if "record" in vectors else 0
+        self.down[task] += len(protocol) + sum(one.nbytes for label, one in vectors.items() if label != "record")
+        self.up[task] += len(release.protocol) + sum(one.values.nbytes for one in release.payloads.values())
+        self.protocol[task] += len(release.protocol)
+        for label, one in release.payloads.items():
+            self.vectors[task, label].append(one.values.nbytes)
+
+
+def compare(of: Plan, found: tuple[TaskBytes, ...], sent: Sent, sites: int) -> None:
+    assert {one.task: one.times for one in found} == sent.times
+    # Development identities name themselves with a longer word, and a certificate's numbers vary by a byte or two.
+    slack = {"join": (0, 12), "session": (12 * sites, 0)} if of.protection.masked else {}
+    for one in found:
+        down, up = slack.get(one.task, (0, 0))
+        assert one.down == pytest.approx(sent.down[one.task], abs=down), one.task
+        assert one.up == pytest.approx(sent.up[one.task], abs=up), one.task
+        assert one.protocol == pytest.approx(sent.protocol[one.task], abs=up), one.task
+    leaving = job_vectors(layout(of), found)
+    assert {(one.task, one.label): [one.bytes] * one.times for one in leaving} == sent.vectors
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_masked_jobs(method: str, rounds: int, tmp_path: Path) -> None:
+    of = masked(plan(METHODS[method], rounds=rounds, min_sites=3, minimum=2, sites=2))
+    compare(of, job_messages(layout(of), 4), Sent(of, four(), tmp_path), 4)
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), LOCK_STEP], ids=[*METHODS, "lock step"])
+def test_jobs_in_clear(method: dict[str, Any], tmp_path: Path) -> None:
+    steps = {"work": {"unit": "steps", "amount": 2}} if method is LOCK_STEP else {}
+    of = plan(method, rounds=3, **steps)
+    found = job_messages(layout(of), 4)
+    compare(of, found, Sent(of, four(), tmp_path), 4)
+    assert all(one.protocol == 0 for one in found)
+    assert {one.mode for one in job_vectors(layout(of), found)} == {"clear"}
+
+
+def test_a_job_on_images(tmp_path: Path) -> None:
+    of = masked(image_plan(IMAGES, rounds=2, min_sites=3))
+    compare(of, job_messages(layout(of), 3), Sent(of, three_of_images(), tmp_path), 3)
+
+
+def test_how_a_vector_is_protected() -> None:
+    of = masked(plan(FAIR, rounds=2), clip=2.0)
+    found = {one.label: one for one in job_vectors(layout(of), job_messages(layout(of), 4))}
+    assert (found["update"].mode, found["update"].bits, found["update"].clip) == ("open", 32, 2.0)
+    assert found["update"].bytes == 4 * (found["update"].numbers + 1)  # the weight is in it
+    assert (found["risk_sums"].mode, found["risk_sums"].bits, found["risk_sums"].clip) == ("closed", 64, 0.0)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_which_rounds_are_measured_is_decided_as_in_a_session(method: dict[str, Any]) -> None:
+    of = plan(method)
+    session = Session(
+        number=1, transport="local", started="", first_round=0, previous_record_sha256=None, roster=(),
+        join_refusals=(), records={}, identities=None, transcript=None,
+    )  # fmt: skip
+    for number in np.arange(7).tolist():
+        assert is_measured(of, number) == measured_in_a_session(of, session, number)
