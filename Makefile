@@ -16,10 +16,10 @@ export PYTHONHASHSEED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench fuzz real lock clean
+.PHONY: help setup demo poc provisioned test test-all lint bench fuzz real lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## build .venv with the locked versions (first time: several minutes, about 6 GB)
 
@@ -39,6 +39,12 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: setup  ## train a fair model over synthetic hospitals, on this machine
 	$(BIN)/fairflare demo
+
+poc: setup  ## two masked jobs through nvflare poc and the simulator, the same models as in one process
+	$(BIN)/python -m poc.run poc
+
+provisioned: setup  ## the same from real start-up kits: mutual TLS, four hospitals as processes of their own
+	$(BIN)/python -m poc.run provisioned
 
 test: lint  ## static checks, then all tests but the slow ones
 	$(BIN)/python -m pytest

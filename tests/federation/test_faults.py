@@ -17,7 +17,7 @@ from fairflare.engine.server import Coordinator, Start
 from fairflare.engine.site import Site
 from fairflare.engine.verify import verify_run
 from fairflare.flare.names import ALLOWED
-from fairflare.flare.simulate import Simulation, _marks
+from fairflare.flare.simulate import Simulation, process_marks
 from fairflare.jobs import write_job
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog
@@ -157,7 +157,7 @@ def test_a_site_that_hangs_for_ever_does_not_hold_the_run_up(run: Run) -> None:
 
 
 def test_no_process_of_the_run_is_left(run: Run) -> None:
-    assert str(run.simulation.workspace) not in _marks().values()
+    assert str(run.simulation.workspace) not in process_marks().values()
 
 
 def test_the_command_line_verifies_the_run(run: Run) -> None:

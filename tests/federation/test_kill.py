@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from fairflare import presets
-from fairflare.flare.simulate import STORE, _marks, end_processes
+from fairflare.flare.simulate import STORE, end_processes, process_marks
 from fairflare.jobs import write_job
 from fairflare.policy import write_catalog
 from fairflare.record import PROGRESS_NAME, RunRecord, read_record
@@ -58,7 +58,7 @@ def _session(number: int, run: Path, arguments: list[str], victim: Callable[[Pat
             killed = time.monotonic()
         output, _ = process.communicate(timeout=240)
         seconds = time.monotonic() - killed
-        left = [pid for pid, mark in _marks().items() if mark == str(workspace)]
+        left = [pid for pid, mark in process_marks().items() if mark == str(workspace)]
     finally:
         process.kill()
         end_processes(str(workspace))
@@ -80,7 +80,7 @@ def _command(pid: int) -> list[str]:
 
 def _worker_of(site: str) -> Callable[[Path], int]:
     def find(workspace: Path) -> int:
-        ours = [pid for pid, mark in _marks().items() if mark == str(workspace)]
+        ours = [pid for pid, mark in process_marks().items() if mark == str(workspace)]
         (pid,) = [pid for pid in ours if ["--client", site] == _after(_command(pid), "--client")]
         return pid
 
@@ -96,7 +96,7 @@ def _server(workspace: Path) -> int:
     """The process that is the server and the parent of every hospital's process."""
     (parent,) = {
         _after(_command(pid), "--parent_pid")[1]
-        for pid, mark in _marks().items()
+        for pid, mark in process_marks().items()
         if mark == str(workspace) and "--parent_pid" in _command(pid)
     }
     return int(parent)

@@ -22,12 +22,14 @@ from fairflare.engine.messages import CONFIRM, JOIN, MEASURE, PREPARE, TASKS, TR
 from fairflare.engine.server import Phase
 from fairflare.engine.site import Site
 from fairflare.engine.verify import verify_run
-from fairflare.flare.simulate import Simulation, _marks
+from fairflare.flare.provision_files import SEAL, SHUTTERS, VALIDATOR
+from fairflare.flare.simulate import Simulation
 from fairflare.jobs import write_job
 from fairflare.plan import Plan
-from fairflare.policy import DataCatalog, open_policy
+from fairflare.policy import DataCatalog, open_policy, read_policy
+from fairflare.privacy.decisions import read_decisions
 from fairflare.record import RunRecord, read_record
-from tests.federation.provisioned import Federation, federation
+from tests.federation.provisioned import ADMIN, RESEARCHER, SERVER, Federation, FederationError, federation
 from tests.federation.support import SITES, changed, local_run, make_hospitals, models, remembered, replay
 
 pytestmark = pytest.mark.federation
@@ -75,8 +77,7 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parties]:
     catalog = make_hospitals(base / "hospitals", presets.shipped("heart_flexfair"), SITES, 60)
     with federation(base / "federation", catalog) as running:
         yield Parties(running, catalog, base / "jobs")
-    kits = {str(kit) for kit in running.kits.values()}
-    assert [pid for pid, mark in _marks().items() if mark in kits] == []
+    assert running.left() == []
 
 
 # --------------------------------------------------------------------------------------------------- everybody is there
@@ -116,6 +117,48 @@ def test_each_site_got_the_models(parties: Parties, complete: Ended) -> None:
     for site in SITES:
         folder = parties.federation.kits[site] / complete.job / "fairflare" / "models"
         assert {file.name for file in folder.iterdir()} >= {"final.safetensors", "record.json", "model_card.md"}
+
+
+# ------------------------------------------------------------------------------------------------------- hardened kits
+
+
+def test_every_protection_of_a_hardened_kit_was_on(parties: Parties, complete: Ended) -> None:
+    for site in SITES:
+        local = parties.federation.kits[site] / "local"
+        assert not (local / "resources.json").exists()  # so it is the builder's own file that was used
+        resources = (local / "resources.json.default").read_text(encoding="utf-8")
+        privacy = (local / "privacy.json").read_text(encoding="utf-8")
+        assert all(f'"{path}"' in resources + privacy for path in (SHUTTERS, VALIDATOR, SEAL))
+        assert "FF-SHUTTER-USED in admin train.deploy" in parties.federation.log(site).read_text(encoding="utf-8")
+
+
+def test_each_site_has_decided_about_the_job_twice(parties: Parties, complete: Ended) -> None:
+    for site in SITES:
+        local = parties.federation.kits[site] / "local"
+        decided = read_decisions(read_policy(local).decisions_file(None, parties.federation.kits[site]))
+        own = [(one.depth, one.verdict, one.submitter) for one in decided if one.job == complete.job]
+        assert own == [("deploy", "accepted", RESEARCHER), ("join", "accepted", RESEARCHER)]
+
+
+def test_no_other_user_of_the_machine_can_read_what_a_job_leaves(parties: Parties, complete: Ended) -> None:
+    running = parties.federation
+    written = [running.kits[site] / complete.job for site in SITES]
+    written += [running.kits[SERVER] / "store", *(running.store / site for site in SITES)]
+    open_ones = [path for one in written for path in (one, *one.rglob("*")) if path.lstat().st_mode & 0o077]
+    assert all(one.exists() for one in written)
+    assert open_ones == []
+
+
+def test_the_job_is_kept_in_the_servers_own_kit(parties: Parties, complete: Ended) -> None:
+    assert (parties.federation.kits[SERVER] / "store" / "jobs" / complete.job / "meta").exists()
+
+
+def test_the_projects_admin_may_not_hand_in_a_job(parties: Parties, complete: Ended) -> None:
+    with pytest.raises(FederationError, match="not authorized for 'submit_job'"):
+        parties.federation.submit(parties.write(complete.plan), person=ADMIN)
+
+
+# -------------------------------------------------------------------------------------------------------- a second time
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +209,8 @@ def strict(parties: Parties) -> Ended:
 
 @pytest.mark.slow
 def test_a_policy_that_wants_larger_groups_refuses_the_plan(strict: Ended) -> None:
-    refused = [(one.site, one.code) for one in strict.record.join_refusals]
-    assert refused == [("hospital-2", "FF-POLICY-REFUSED")]
+    refused = [(one.site, one.task, one.code) for one in strict.record.without]
+    assert refused == [("hospital-2", "deploy", "FF-POLICY-REFUSED")]
 
 
 @pytest.mark.slow

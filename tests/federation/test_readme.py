@@ -13,13 +13,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "poc/README.md", "provision/README.md")
+#: Pages whose blocks build upon one another: they are run as one, in order.
+WALKS = {"provision/README.md"}
 #: Commands that a test or a make target runs elsewhere, and that would run this test again.
 ELSEWHERE = {
     ".venv/bin/lint-imports": "make lint",
     ".venv/bin/python -m pytest tests/unit": "make test",
 }
+KIT = "runs/kits/fairflare/prod_00/hospital-1"
 #: Commands whose exit status is not 0 by design.
-STATUS = {".venv/bin/fairflare plan diff jobs/heart_flexfair runs/my_plan.json": 1}
+STATUS = {
+    ".venv/bin/fairflare plan diff jobs/heart_flexfair runs/my_plan.json": 1,
+    f".venv/bin/fairflare policy check {KIT}/local runs/hearts.json": 1,
+    f".venv/bin/fairflare rehearse runs/hearts.json --catalog {KIT}/local --policy {KIT}/local --site hospital-1 "
+    "--html runs/rehearsal.html": 1,
+    f".venv/bin/fairflare rehearse runs/plan.json --catalog runs/try --site site-1 --policy {KIT}/local "
+    "--html runs/rehearsal.html": 1,
+}
 
 
 def blocks(page: str) -> list[list[str]]:
@@ -31,7 +41,9 @@ def blocks(page: str) -> list[list[str]]:
 
 
 def all_blocks() -> list[tuple[str, int, list[str]]]:
-    return [(page, number, lines) for page in PAGES for number, lines in enumerate(blocks(page))]
+    found = {page: blocks(page) for page in PAGES}
+    walks = {page: [[line for lines in found[page] for line in lines]] for page in WALKS}
+    return [(page, number, lines) for page in PAGES for number, lines in enumerate({**found, **walks}[page])]
 
 
 def needs(lines: list[str]) -> list[pytest.MarkDecorator]:

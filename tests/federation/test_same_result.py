@@ -28,7 +28,7 @@ from fairflare.engine.messages import (
     UNMASK,
 )
 from fairflare.engine.verify import verify_run
-from fairflare.flare.simulate import Simulation, _marks
+from fairflare.flare.simulate import Simulation, process_marks
 from fairflare.jobs import write_job
 from fairflare.models import vector_sha256
 from fairflare.plan import Plan
@@ -233,7 +233,7 @@ def test_every_site_has_both_models_with_the_record_and_a_card(run: Run) -> None
 
 
 def test_nobody_is_left_behind(run: Run) -> None:
-    assert str(run.workspace) not in _marks().values()
+    assert str(run.workspace) not in process_marks().values()
 
 
 def test_the_shipped_workspace_allows_our_three_classes_and_no_other() -> None:

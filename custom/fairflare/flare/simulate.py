@@ -130,7 +130,7 @@ class Simulation:
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONHASHSEED": "0", **self.environment, MARK: str(self.workspace)}
         progress = self.records / PROGRESS_NAME
-        with self.log.open("wb") as log, _signals_as_exceptions():
+        with self.log.open("wb") as log, signals_as_exceptions():
             process = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments made above
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
                 start_new_session=True,
@@ -215,7 +215,7 @@ def _cut(command: str) -> list[str]:
 
 
 def _verify_idle(folder: Path) -> None:
-    busy = sorted({Path(mark).name for mark in _marks().values() if Path(mark).parent == folder})
+    busy = sorted({Path(mark).name for mark in process_marks().values() if Path(mark).parent == folder})
     if busy:
         raise RunError(
             "FF-RUN-BUSY",
@@ -236,7 +236,7 @@ def _has_ended(progress: Path) -> bool:
         return False
 
 
-def _marks() -> dict[int, str]:
+def process_marks() -> dict[int, str]:
     """The mark of every process of this user that has one."""
     found = {}
     for folder in _PROCESSES.glob("[0-9]*"):
@@ -254,7 +254,7 @@ def end_processes(mark: str) -> None:
         told: set[int] = set()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            alive = {pid for pid, found in _marks().items() if found == mark}
+            alive = {pid for pid, found in process_marks().items() if found == mark}
             if not alive:
                 return
             for pid in alive - told:
@@ -265,7 +265,7 @@ def end_processes(mark: str) -> None:
 
 
 @contextlib.contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
+def signals_as_exceptions() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the stack, so that ``finally`` is reached: by default they would end us at once."""
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers there only
         yield

@@ -34,7 +34,7 @@ END = '{"event": "end", "status": "complete"}\n'
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    for mark in set(module._marks().values()):
+    for mark in set(module.process_marks().values()):
         if Path(mark).is_relative_to(tmp_path):
             end_processes(mark)
 
@@ -57,7 +57,7 @@ def simulation(base: Path, script: str = "", **changes: object) -> Simulation:
 
 
 def left(found: Simulation) -> list[int]:
-    return [pid for pid, mark in module._marks().items() if mark == str(found.workspace)]
+    return [pid for pid, mark in module.process_marks().items() if mark == str(found.workspace)]
 
 
 def test_each_start_gets_a_workspace_of_its_own(base: Path) -> None:

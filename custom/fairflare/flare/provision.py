@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of ``nvflare provision`` that closes what FLARE's own template leaves open (``provision/project.yml``)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nvflare.lighter.constants import CtxKey, ProvFileName
+from nvflare.lighter.entity import Participant, Project
+from nvflare.lighter.spec import Builder, ProvisionContext
+from nvflare.lighter.utils import sign_folders
+
+from fairflare.flare.provision_files import (
+    Kind,
+    Role,
+    Settings,
+    close_to_others,
+    harden_local,
+    harden_start,
+    next_steps,
+)
+from fairflare.secagg.identity import key_hash
+
+_README = "readme.txt"
+#: Where FLARE's certificate builder keeps the project's private key.
+_STATE = "cert.json"
+
+
+class HardeningBuilder(Builder):  # type: ignore[misc]
+    """Hardens every kit; stands after ``CertBuilder`` and before ``SignatureBuilder``.
+
+    Parameters
+    ----------
+    heartbeat_seconds, schedule_tries, store
+        As in :class:`fairflare.flare.provision_files.Settings`.
+
+    Raises
+    ------
+    ValueError
+        For a parameter that makes no sense; FLARE prints the text and makes no kits.
+    """
+
+    def __init__(
+        self,
+        heartbeat_seconds: int = Settings.heartbeat_seconds,
+        schedule_tries: int = Settings.schedule_tries,
+        store: str = Settings.store,
+    ) -> None:
+        self.settings = Settings(heartbeat_seconds, schedule_tries, store)
+
+    def build(self, project: Project, ctx: ProvisionContext) -> None:
+        """Harden the kits of the server, of all sites and of all people."""
+        root_key = ctx.get(CtxKey.ROOT_PRI_KEY)
+        if root_key is None:
+            raise ValueError("HardeningBuilder must stand after CertBuilder in project.yml")
+        sites = {client.name: _key(client, ctx) for client in project.get_clients()}
+        parties: list[tuple[Participant, Kind]] = [(project.get_server(), "server")]
+        parties += [(client, "site") for client in project.get_clients()]
+        for party, kind in parties:
+            startup = Path(ctx.get_kit_dir(party))
+            harden_local(Path(ctx.get_local_dir(party)), kind, party.name, sites, self.settings)
+            harden_start(startup)
+            # FLARE signs start-up folders only where homomorphic encryption is used. It checks the signature, where
+            # there is one, at every start: so a changed fed_client.json (no TLS, unsigned jobs) is found.
+            sign_folders(str(startup), root_key, signature_file=ProvFileName.SIGNATURE_JSON)
+        holders: list[tuple[Participant, Role]] = [*parties, *((admin, "person") for admin in project.get_admins())]
+        for party, role in holders:
+            kit = Path(ctx.get_ws_dir(party))
+            (kit / "startup" / _README).unlink(missing_ok=True)  # FLARE's, for people, names files that are not there
+            (kit / _README).write_text(next_steps(role, party.name), encoding="utf-8")
+            close_to_others(kit)
+        _close_state(Path(ctx.get_state_dir()))
+
+
+def _key(client: Any, ctx: ProvisionContext) -> str:
+    return key_hash((Path(ctx.get_kit_dir(client)) / "client.crt").read_bytes())
+
+
+def _close_state(folder: Path) -> None:
+    """See to it that the project's private key, which FLARE writes after this builder, is for its owner only."""
+    os.close(os.open(folder / _STATE, os.O_WRONLY | os.O_CREAT, 0o600))
+    (folder / _STATE).chmod(0o600)
+    folder.chmod(0o700)
