@@ -113,6 +113,12 @@ def _masked_rounds(quick: bool, folder: Path) -> Found:
     return masked_rounds.all_figures(quick, folder), {}
 
 
+def _provisioned(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import provisioned
+
+    return provisioned.all_figures(quick, folder), {}
+
+
 #: Name -> what it says when it begins, and what gives its figures and the comparisons that it had to skip.
 PARTS: dict[str, tuple[str, Part]] = {
     **{
@@ -124,6 +130,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "staleness": ("how often statistics are exchanged", _staleness),
     "masks": ("masks: kernel, client, server, sizes, other programs", _masks),
     "masked_rounds": ("masks: rounds in FLARE, with and without", _masked_rounds),
+    "provisioned": ("real kits: provisioning, start, latency, audit", _provisioned),
 }
 
 

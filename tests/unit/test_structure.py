@@ -18,9 +18,11 @@ MODULE_LINES = 400
 FUNCTION_LINES = 60
 LIGHT = (
     "fairflare.plan",
+    "fairflare.jobs.check",
     "fairflare.presets",
     "fairflare.fairness.metrics",
     "fairflare.evaluation",
+    "fairflare.audit.auditor",
     "fairflare.cli",
 )
 HEAVY = ("torch", "torchvision", "opacus", "nvflare")

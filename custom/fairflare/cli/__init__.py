@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 
 import typer
-from rich.console import Console
 
 from fairflare import __version__
 from fairflare.cli import (
+    audit,
     data,
     demo,
     evaluate,
@@ -22,12 +22,13 @@ from fairflare.cli import (
     policy,
     predict,
     pretrain,
+    rehearse,
     report,
     run,
     secagg,
     worth,
 )
-from fairflare.cli.files import file_error
+from fairflare.cli.files import file_error, show_error
 from fairflare.errors import FairFlareError
 
 app = typer.Typer(
@@ -44,8 +45,10 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(run.app, name="run")
 app.add_typer(secagg.app, name="secagg")
 app.add_typer(policy.app, name="policy")
+app.add_typer(audit.app, name="audit")
 plan.app.command(name="feasibility")(feasibility.plan_feasibility)
 app.command(name="feasibility")(feasibility.feasibility)
+app.command(name="rehearse")(rehearse.rehearse)
 app.command(name="report")(report.report)
 app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)
@@ -67,15 +70,8 @@ def main() -> None:
     try:
         app()
     except FairFlareError as problem:
-        _show(problem)
+        show_error(problem)
         sys.exit(1)
     except OSError as problem:
-        _show(file_error(problem, sys.argv[1:]))
+        show_error(file_error(problem, sys.argv[1:]))
         sys.exit(1)
-
-
-def _show(problem: FairFlareError) -> None:
-    console = Console(stderr=True, highlight=False)
-    console.print(f"{problem.code}", style="bold red", markup=False)
-    for name, text in (("got", problem.got), ("expected", problem.expected), ("next step", problem.next_step)):
-        console.print(f"  {name + ':':<10} {text}", markup=False, soft_wrap=True)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
+from rich.console import Console
 
 from fairflare import schema
-from fairflare.errors import PlanError, RunError
+from fairflare.errors import FairFlareError, PlanError, RunError
 from fairflare.plan import Plan
 
 #: Folder of the synthetic hospitals that a run without a catalogue makes for itself.
@@ -29,6 +30,14 @@ def file_error(problem: OSError, words: Sequence[str]) -> RunError:
         next_step="correct the path: a folder must not be a file, nor a file a folder; or the access rights, or the "
         "space on the disk",
     )
+
+
+def show_error(problem: FairFlareError) -> None:
+    """Write an error as four lines to standard error."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{problem.code}", style="bold red", markup=False)
+    for name, text in (("got", problem.got), ("expected", problem.expected), ("next step", problem.next_step)):
+        console.print(f"  {name + ':':<10} {text}", markup=False, soft_wrap=True)
 
 
 def write_new_plan(plan: Plan, to: Path | None) -> None:

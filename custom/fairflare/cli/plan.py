@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,8 @@ import typer
 from fairflare import presets, schema
 from fairflare.cli.files import write_new_plan
 from fairflare.errors import PlanError
-from fairflare.plan import Plan, read_plan
+from fairflare.plan import Plan, parse_plan, read_plan
+from fairflare.policy import standard_policy
 
 app = typer.Typer(help="Write, check, hash and compare training plans.", no_args_is_help=True)
 
@@ -32,13 +34,27 @@ def new(
     ] = "heart_flexfair",
     name: Annotated[str, typer.Option(help="Name of the new plan; by default the preset's.")] = "",
     to: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
+    patients: Annotated[
+        bool,
+        typer.Option(
+            "--patients",
+            help="For patients' data rather than public data: small groups are held back as the standard policy asks.",
+        ),
+    ] = False,
 ) -> None:
     """Write a complete plan, every field written out, to start from."""
     source = ALIASES.get(preset, preset)
     if source not in presets.PRESETS:
         raise _unknown_preset(preset)
     plan = presets.PRESETS[source](name or source)
-    write_new_plan(plan, to)
+    write_new_plan(_for_patients(plan) if patients else plan, to)
+
+
+def _for_patients(plan: Plan) -> Plan:
+    """The plan with the cells of the standard policy; the presets' data are public, so they hold nothing back."""
+    policy = standard_policy(Path.home())
+    cells = {"minimum": policy.cells_minimum, "sites": policy.cells_sites}
+    return parse_plan(json.dumps({**plan.model_dump(mode="json"), "cells": cells}))
 
 
 def _unknown_preset(preset: str) -> PlanError:

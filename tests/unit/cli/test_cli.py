@@ -19,8 +19,11 @@ COMMANDS = [
     [], ["plan"], ["plan", "new"], ["plan", "check"], ["plan", "hash"], ["plan", "diff"],
     ["plan", "feasibility"], ["feasibility"], ["data"], ["data", "check"], ["data", "import"], ["data", "synthetic"],
     ["jobs"], ["jobs", "write"], ["jobs", "make"], ["jobs", "check"],
+    ["audit"], ["audit", "job"], ["audit", "kit"], ["audit", "rules"],
     ["run"], ["run", "simulate"], ["run", "local"], ["run", "verify"], ["run", "resume"], ["secagg"],
-    ["secagg", "explain"], ["report"],
+    ["secagg", "explain"], ["rehearse"], ["report"],
+    ["policy"], ["policy", "new"], ["policy", "key"], ["policy", "check"], ["policy", "explain"],
+    ["policy", "approve"], ["policy", "decisions"],
     ["evaluate"], ["predict"], ["worth"], ["pretrain"], ["weights"], ["weights", "show"], ["demo"],
 ]  # fmt: skip
 SCRIPT = """
