@@ -32,6 +32,8 @@ SiteName = Annotated[
     typer.Option("--site", help="Which site's data; needed only if the catalogue has several.", show_default=False),
 ]
 
+#: A site's certificate in its start-up kit.
+CERTIFICATE = Path("startup") / "client.crt"
 #: What the site of a catalogue without site names is called.
 THIS_SITE = "this-site"
 
@@ -53,6 +55,14 @@ def own_entry(catalog: DataCatalog, site: str | None, data_set: str) -> tuple[st
 def read_own_entry(catalog: Path, site: str | None, data_set: str) -> tuple[str, Entry]:
     """:func:`own_entry` of a catalogue's file."""
     return own_entry(read_catalog(catalog), site, data_set)
+
+
+def kit_of(policy: Path | None) -> Path | None:
+    """The start-up kit that a policy, or its folder, lies in; ``None`` if it lies in none."""
+    if policy is None:
+        return None
+    kit = (policy if policy.is_dir() else policy.parent).resolve().parent
+    return kit if (kit / CERTIFICATE).is_file() else None
 
 
 def private_folder(path: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fairflare import schema
+from fairflare.cli.own import kit_of
 from fairflare.errors import PolicyError
 from fairflare.plan import Plan, read_plan
 from fairflare.policy import (
@@ -156,12 +157,17 @@ def check(
     policy: PolicyFile,
     plan: PlanFile,
     kit: Annotated[
-        Path | None, typer.Option(help="The site's start-up kit, whose signed approvals count.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="The site's start-up kit, whose signed approvals count; by default the one that the policy lies in.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Say what a plan asks for and the policy does not allow: exit status 0 only if there is nothing."""
     terms, wanted = read_policy(policy), read_plan(plan)
     approved: set[str] = set()
+    kit = kit or kit_of(policy)
     if kit is not None:
         approved = _approved(terms, wanted, kit)
     found = list(terms.check(wanted, approved=approved))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fairflare.cli.files import verify_writable
-from fairflare.cli.own import CatalogPath, SiteName, read_own_entry, write_private
+from fairflare.cli.own import CERTIFICATE, CatalogPath, SiteName, kit_of, read_own_entry, write_private
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: What a job's process has loaded as well.
 MODULES = ("fairflare.flare.executor",)
-#: Where a start-up kit has it.
-CERTIFICATE = Path("startup") / "client.crt"
 
 
 def rehearse(
@@ -77,7 +75,7 @@ def rehearse(
     name, entry = read_own_entry(catalog, site, found_plan.task.data_set)
     question = Question(
         plan=found_plan, summary=tuple(line.strip() for line in summary(found_plan)), site=name, entry=entry,
-        weights=weights, policy=terms, approved=_approved(policy), workspace=_kit(policy),
+        weights=weights, policy=terms, approved=_approved(policy), workspace=kit_of(policy),
         sites=sites or _roster(found_plan, terms, name),
         quick=quick, modules=MODULES,
     )  # fmt: skip
@@ -106,26 +104,14 @@ def _bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
 
 
-def _kit(policy: Path | None) -> Path | None:
-    """The start-up kit that a policy lies in, if it does."""
-    if policy is None:
-        return None
-    kit = _local(policy).parent
-    return kit if (kit / CERTIFICATE).is_file() else None
-
-
-def _local(policy: Path) -> Path:
-    return (policy if policy.is_dir() else policy.parent).resolve()
-
-
 def _approved(policy: Path | None) -> frozenset[str]:
     """Plans with a signed approval beside the policy; only a kit can have signed one."""
     from fairflare.policy.approvals import approved_plans
 
-    kit = _kit(policy)
+    kit = kit_of(policy)
     if policy is None or kit is None:
         return frozenset()
-    return approved_plans(_local(policy), (kit / CERTIFICATE).read_bytes())
+    return approved_plans(kit / "local", (kit / CERTIFICATE).read_bytes())
 
 
 def _roster(plan: Plan, policy: SitePolicy | None, site: str) -> int:
