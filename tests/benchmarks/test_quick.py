@@ -76,6 +76,10 @@ def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -
         {key for name, key in figures if name == subject} for subject, _ in figures if f"{job.name}," in subject
     ][:1]
     assert found == MASKED_ROUNDS
+    assert {key for name, key in figures if name == "kits of four hospitals"} == {
+        "provision", "connected", "deployed", "first_round", "ended", "phase",
+    }  # fmt: skip
+    assert {key for name, key in figures if name == "audit"} == {"job", "kit", "python"}
     assert all(math.isfinite(one["value"]) for one in figures.values())
 
 
@@ -155,7 +159,7 @@ def test_what_is_aimed_at_has_a_verdict(
     aimed = {(AIMED_AT, "ratio_fair"), ("resnet18 updates", "growth"), ("accumulator alone", "accumulator_growth")}
     with_aim = {name for name, one in figures.items() if one["most"] is not None}
     assert aimed <= with_aim
-    assert {key for name, key in with_aim - aimed if key != "same_work"} == {"over_floor", "upload_ratio"}
+    assert {key for name, key in with_aim - aimed if key != "same_work"} == {"over_floor", "upload_ratio", "job"}
     assert all((one["verdict"] == "-") == (one["most"] is None and one["least"] is None) for one in figures.values())
     page, printed = (bench[0] / "bench.md").read_text(encoding="utf-8"), bench[1]
     assert all(one["what"] in page and one["what"] in printed for one in figures.values())

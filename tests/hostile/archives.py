@@ -118,6 +118,9 @@ ARCHIVES: dict[str, HostileArchive] = {
     "name of a drive": HostileArchive(_adding("c:evil"), "FF-JOB-ARCHIVE"),
     "name with an empty part": HostileArchive(_adding("config//plan.json"), "FF-JOB-ARCHIVE"),
     "name with a dot": HostileArchive(_adding("config/./plan.json"), "FF-JOB-ARCHIVE"),
+    "name of nothing": HostileArchive(
+        lambda good: good.replace(b"config/plan.json", b"\0onfig/plan.json"), "FF-JOB-ARCHIVE", "out of range"
+    ),
     "same name twice": HostileArchive(_adding(_PLAN, b"{}"), "FF-JOB-ARCHIVE"),
     "same name as a folder": HostileArchive(_adding(f"{_PLAN}/"), "FF-JOB-ARCHIVE", "File exists"),
     "link": HostileArchive(_adding("config/x", b"/etc/passwd", _LINK), "FF-JOB-LINK", "unsafe symlink"),

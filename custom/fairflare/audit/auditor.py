@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 
 from cryptography import x509
@@ -73,15 +73,19 @@ def _evidence(job: Path | None, policy: Path | None, kit: Path | None, now: date
     elif found.a_kit is not None and found.a_kit.kind == "site":
         found.policy = read_kit_policy(found.a_kit)
     found.a_job = None if job is None else read_job(job)
-    if found.a_kit is not None and found.policy is not None and found.policy.subject == "kit":
-        found.approved = _approved(found.a_kit)
+    if found.a_kit is not None and found.policy is not None:
+        found.approved = _approved(found.a_kit, found.policy, found.now.date())
     return found
 
 
-def _approved(kit: Kit) -> frozenset[str]:
-    """Plans that the kit's site has signed for: under its own policy, and no other."""
+def _approved(kit: Kit, given: Policy, today: date) -> frozenset[str]:
+    """Plans that the kit's site has signed for: under its own policy, or another copy of it, and no other."""
+    own = given if given.subject == "kit" else read_kit_policy(kit)
+    # A policy that could not be read may be a pipe, or a link to anything: nobody must read it once more.
+    if own.policy is None or given.policy is None or own.policy.terms_sha256 != given.policy.terms_sha256:
+        return frozenset()
     certificate = kit.folder.content("startup/client.crt")
-    return approved_plans(kit.root / "local", certificate if isinstance(certificate, bytes) else None)
+    return approved_plans(kit.root / "local", certificate if isinstance(certificate, bytes) else None, today=today)
 
 
 def _audit(evidence: Evidence) -> Report:

@@ -148,9 +148,12 @@ class Kit:
         if isinstance(data, Problem):
             return data
         try:
-            return x509.load_pem_x509_certificate(data)
+            found = x509.load_pem_x509_certificate(data)
+            found.public_key()  # parsed only now, as are the dates: what is broken there must not stop the audit later
+            found.not_valid_before_utc, found.not_valid_after_utc  # noqa: B018
         except Exception:  # a hostile certificate can break the parser in many ways
             return Problem("is no certificate")
+        return found
 
     def _effective(self, base: str) -> str:
         own = f"local/{base}.json"
@@ -273,6 +276,9 @@ def _object(found: Any) -> Mapping[str, Any] | Problem:
 def _classes(place: str, value: Any, joint: str = ".") -> Iterator[Component]:
     if isinstance(value, Mapping):
         path = value.get("path", value.get("class_path"))
+        if path is None and "args" in value:
+            path = value.get("name")  # FLARE searches its own packages for a class of this name
+            path = f"name.{path}" if isinstance(path, str) else None
         if isinstance(path, str) and "." in path and "/" not in path:
             yield Component(place, path, value.get("args", {}), value.get("disabled") is True)
         for key, inner in value.items():

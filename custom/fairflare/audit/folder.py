@@ -13,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,8 @@ MOST_BYTES_IN_ALL = 16 * 2**20
 #: Most entries of a folder that are listed, and how deep: a start-up kit has some thirty, on two levels.
 MOST_ENTRIES = 5_000
 MOST_DEPTH = 16
+#: Most entries among which a file is searched by its name: a kit that works has a folder for each job that it ran.
+MOST_NAMES = 200_000
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,127}|\.[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,126}")
 _VALUE = re.compile(r"[A-Za-z0-9_.:@+<>=*,;()' -]{0,100}")
@@ -97,6 +99,23 @@ class Folder:
         """Paths of all files (and links) below the named folders."""
         starts = tuple(f"{name}/" for name in folders)
         return [name for name, entry in self.entries.items() if name.startswith(starts) and entry.kind != "folder"]
+
+    def named(self, is_meant: Callable[[str], bool]) -> tuple[list[str], bool]:
+        """Paths of all files of a meant name, also below folders that are not listed; and whether all were seen."""
+        found: list[str] = []
+        errors: list[OSError] = []
+        seen = 0
+        for folder, folders, files in os.walk(self._root, onerror=errors.append):
+            seen += len(folders) + len(files)
+            if seen > MOST_NAMES:
+                return sorted(found), False
+            found += [os.path.relpath(os.path.join(folder, name), self._root) for name in files if is_meant(name)]
+        return sorted(found), not errors
+
+    def is_same(self, name: str, other: str) -> bool:
+        """Whether two names in this folder are one file, links followed."""
+        paths = [os.path.join(self._root, one) for one in (name, other)]
+        return os.path.realpath(paths[0]) == os.path.realpath(paths[1])
 
     def content(self, name: str) -> bytes | Problem:
         """Content of a file, read once."""

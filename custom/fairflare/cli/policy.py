@@ -285,8 +285,8 @@ def decisions(
 ) -> None:
     """Show what a site decided about plans, oldest first, once the list's chain of hashes is checked.
 
-    A list that was changed is an error (exit status 1). Lines that were cut off at its end are not noticed: compare
-    the hash of the last line with one that was noted elsewhere.
+    A list that was changed is an error (exit status 1). Lines that were cut off at its end are not noticed, nor
+    is a change of its last line: compare the hash of the last line with one that was noted elsewhere.
     """
     from fairflare.privacy.decisions import read_history
 

@@ -21,11 +21,12 @@ from fairflare.engine.masked import params_of
 from fairflare.engine.messages import layout_of
 from fairflare.engine.rehearsal_process import run_apart
 from fairflare.engine.rehearsal_work import Request, Tell
-from fairflare.errors import PolicyError
+from fairflare.errors import PolicyError, SecaggError
 from fairflare.evaluation.rehearsal import Found, PlanFacts, PolicyVerdict, Rehearsal, Told, Work
 from fairflare.models import build, parameter_count
 from fairflare.plan import Plan
 from fairflare.policy import Entry, SitePolicy, Violation
+from fairflare.privacy.reveals import has_sent
 from fairflare.secagg.identity import KIT
 
 #: The field of a violation that says no more than that nobody has approved the plan yet.
@@ -110,10 +111,36 @@ def _verdict(question: Question) -> PolicyVerdict | None:
     defects = [_found(one) for one in found if one.field != _APPROVAL]
     try:
         policy.decisions_file(None, question.workspace)
-    except PolicyError as problem:
+        defects += _masks(question, policy)
+    except (PolicyError, SecaggError) as problem:
         text = f"{problem.got}; expected {problem.expected}"
         defects.append(Found("error", problem.code, text, problem.next_step))
     return PolicyVerdict(tuple(defects), "missing" if missing else "given" if asked else "not asked for")
+
+
+def _masks(question: Question, policy: SitePolicy) -> Iterator[Found]:
+    """What this site would refuse when a job with masks begins: unknown sites, a question that was asked before."""
+    plan = question.plan
+    if not plan.protection.masked:
+        return
+    known = {question.site, *(policy.peers or ())}
+    if policy.peers is not None and len(known) < plan.federation.min_sites:
+        yield Found(
+            "error", "FF-SECAGG-PIN",
+            f"the policy knows {len(known)} sites with this one, and the plan needs {plan.federation.min_sites}: every "
+            "other site is refused",
+            "add the missing hospitals' keys to 'peers', as they read them out to you",
+        )  # fmt: skip
+    # Only a kit has one memory of a data set, whatever the site is called.
+    if question.workspace is not None and has_sent(
+        policy.memory_file(None, plan.task.data_set, question.workspace), plan.sha256
+    ):
+        yield Found(
+            "error", "FF-SECAGG-REUSED",
+            "this site has sent numbers for this plan before, and answers no question twice; only a run that goes on "
+            "from its own record may continue",
+            "ask for a plan with another seed, and look at what both together tell",
+        )  # fmt: skip
 
 
 def _found(one: Violation) -> Found:

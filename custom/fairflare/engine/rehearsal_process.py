@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -49,12 +50,19 @@ def run_apart(request: Request, modules: Sequence[str], watch: Tell) -> Work | F
     command = [sys.executable, "-m", __name__]
     found: Work | Found | None = None
     # An interrupt from the keyboard is for this process, which then ends the other one; the context closes the pipes.
-    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    ) as process:
+    # A process that is killed leaves its files, so their folder is this one's.
+    with (
+        tempfile.TemporaryDirectory(prefix="fairflare-rehearsal-") as scratch,
+        subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            env={**os.environ, "TMPDIR": scratch},
+        ) as process,
+    ):  # fmt: skip
         try:
             _ask(process, _encoded(request, modules))
             for line in process.stdout or ():
+                if not line.endswith(b"\n"):
+                    break  # it died while it wrote
                 said = json.loads(line)
                 if "at" in said:
                     watch(*said["at"])

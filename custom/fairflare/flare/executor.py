@@ -16,9 +16,9 @@ from fairflare.engine.failures import ERRORS, note_failure
 from fairflare.engine.loading import load_apart
 from fairflare.engine.roles import site_of
 from fairflare.engine.site import Site
-from fairflare.errors import GateError
-from fairflare.flare import seal, wire
-from fairflare.flare.identities import site_masks
+from fairflare.errors import GateError, ShutterError
+from fairflare.flare import seal, shutters, wire
+from fairflare.flare.identities import is_site_kit, site_masks
 from fairflare.flare.permission import Permission, Places, asked
 from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import Plan, read_plan
@@ -78,6 +78,7 @@ class FairFlareExecutor(Executor):  # type: ignore[misc]
         return seal.refusal(code, fl_ctx)
 
     def _permitted(self, fl_ctx: FLContext) -> Permission:
+        _verify_shut(_places(fl_ctx).startup)
         if self._permission is None:
             self._permission = Permission(_plan(fl_ctx), asked(fl_ctx), _places(fl_ctx))
         self._verify_parent()
@@ -93,6 +94,21 @@ class FairFlareExecutor(Executor):  # type: ignore[misc]
         masks = site_masks(plan, permission.policy, name, places.startup, places.workspace)
         self._site = site_of(name, plan, lambda: load_apart(plan, entry, weights), _folder(fl_ctx), weights, masks)
         return self._site
+
+
+def _verify_shut(startup: Path) -> None:
+    """Raise :class:`ShutterError` in a hospital's process with open shutters; a simulator has none.
+
+    The validator looked at the parent process only. This one has read ``local/resources.json`` again, which may have
+    been replaced since the parent started.
+    """
+    if is_site_kit(startup) and not shutters.is_shut():
+        raise ShutterError(
+            "FF-SHUTTER-OPEN",
+            got="a job's process with open shutters",
+            expected="closed ones, as in the parent process",
+            next_step="name Shutters first among the components of local/resources.json, and start this site again",
+        )
 
 
 def _plan(fl_ctx: FLContext) -> Plan:

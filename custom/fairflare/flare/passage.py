@@ -187,9 +187,11 @@ def _judge_request(
     if not _is_open(find(process, direction, *STREAM), me, other):
         return Passage(False, key=key)
     if headers.get(StreamHeaderKey.DATA_TYPE) == StreamDataType.ERROR:
-        # The sender breaks a stream off; it names no channel.
+        # The sender breaks a stream off; it names no channel. FLARE goes by the text: a frame without one would go to
+        # whatever handler it names.
         known = (other, headers.get(StreamHeaderKey.STREAM_ID)) in RxTask.rx_task_map
-        return Passage(direction == "out" or known, key=STREAM)
+        ends = known and bool(headers.get(StreamHeaderKey.ERROR_MSG))
+        return Passage(direction == "out" or ends, key=STREAM)
     if key[0] == RETURN:
         channel, _, topic = key[1].partition(":")
         entry = find(process, "out" if direction == "in" else "in", channel, topic)

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.lighter.constants import CtxKey, ProvFileName
 from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
@@ -21,6 +23,7 @@ from fairflare.flare.provision_files import (
     harden_start,
     next_steps,
 )
+from fairflare.policy.catalog import is_site_name
 from fairflare.secagg.identity import key_hash
 
 _README = "readme.txt"
@@ -39,7 +42,8 @@ class HardeningBuilder(Builder):  # type: ignore[misc]
     Raises
     ------
     ValueError
-        For a parameter that makes no sense; FLARE prints the text and makes no kits.
+        For a parameter that makes no sense, and for a project with parties that this builder cannot harden; FLARE
+        prints the text and makes no kits.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class HardeningBuilder(Builder):  # type: ignore[misc]
         root_key = ctx.get(CtxKey.ROOT_PRI_KEY)
         if root_key is None:
             raise ValueError("HardeningBuilder must stand after CertBuilder in project.yml")
+        _verify_parties(project)
         sites = {client.name: _key(client, ctx) for client in project.get_clients()}
         parties: list[tuple[Participant, Kind]] = [(project.get_server(), "server")]
         parties += [(client, "site") for client in project.get_clients()]
@@ -72,6 +77,20 @@ class HardeningBuilder(Builder):  # type: ignore[misc]
             (kit / _README).write_text(next_steps(role, party.name), encoding="utf-8")
             close_to_others(kit)
         _close_state(Path(ctx.get_state_dir()))
+        # Whoever may write into a folder may put another kit, or another root, in the place of one that is closed.
+        for folder in (Path(ctx.get_wip_dir()), Path(ctx.get_workspace())):
+            folder.chmod(folder.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _verify_parties(project: Project) -> None:
+    """Refuse what would be made and left open, or made and never work."""
+    if project.get_relays():
+        raise ValueError("relays: got one, expected none: sites connect to the server themselves, relays stay open")
+    for client in project.get_clients():
+        if client.get_listening_host() is not None:
+            raise ValueError(f"{client.name}: got listening_host, expected none: a hospital accepts no connection")
+        if client.name == FQCN.ROOT_SERVER or not is_site_name(client.name):
+            raise ValueError(f"{client.name}: got a name that no site can have, expected another, such as hospital-1")
 
 
 def _key(client: Any, ctx: ProvisionContext) -> str:

@@ -134,8 +134,9 @@ def _entry_defects(info: zipfile.ZipInfo) -> Iterator[JobDefect]:
 def _item(body: bytes, info: zipfile.ZipInfo) -> Item:
     # An archive without Unix modes has zero there: then only the trailing "/" tells folders from files.
     mode = info.external_attr >> 16
-    kind = _kind(mode) if stat.S_IFMT(mode) else "folder" if info.is_dir() else "file"
-    if (kind == "folder") != info.is_dir():
+    is_folder = info.filename.endswith("/")  # as the library tells them apart, which an empty name would break
+    kind = _kind(mode) if stat.S_IFMT(mode) else "folder" if is_folder else "file"
+    if (kind == "folder") != is_folder:
         kind = "device"
 
     def read(most: int) -> bytes:

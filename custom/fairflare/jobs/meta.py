@@ -7,7 +7,6 @@ the privacy scope, sites that must or must not take part. A job of ours says non
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
@@ -28,6 +27,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _LONGEST = 4096
+#: Larger numbers are no times and no counts, and FLARE could not write some of them down.
+_MOST = 2**53
 #: A job's states until it runs; a server sends none of the later ones to a site.
 _STATES = ("SUBMITTED", "APPROVED", "DISPATCHED", "RUNNING")
 _CLIENT = {"name": str, "fqcn": str, "fqsn": str, "is_leaf": bool, "site_config": dict}
@@ -44,11 +45,11 @@ def _is_text(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
 
 
 def _is_history(value: object) -> bool:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
@@ -206,7 +206,7 @@ def _is_signed(approval: Approval, certificate: bytes) -> bool:
             return False
         pss = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.DIGEST_LENGTH)
         key.verify(signature, approval.message, pss, hashes.SHA256())
-    except (InvalidSignature, ValueError, TypeError, binascii.Error):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, binascii.Error):
         return False
     return True
 

@@ -157,6 +157,8 @@ class SitePolicy(StrictModel):
     def _check(self) -> SitePolicy:
         if not Path(self.store).is_absolute():
             raise rule("got a relative path in 'store', expected an absolute one", "write the full path, from / on")
+        if not self.store.isprintable():
+            raise rule("got a path in 'store' with signs that no screen shows, expected a plain one")
         if self.peers == {}:
             raise rule("got 'peers' without a site, expected at least one, or null for whoever the project vouches for")
         for name in self.peers or ():
@@ -253,6 +255,10 @@ class SitePolicy(StrictModel):
         if masking is not None:
             least["protection.masking.colluders"] = (masking.colluders, self.colluders)
             least["protection.masking.weight_unit"] = (masking.weight_unit, self.weight_unit)
+        elif self.protection.update == self.protection.statistics == "none":
+            # Without masks weights are exact, and hold against nobody; where masks are asked for, that is said above.
+            least["protection.masking.colluders"] = (0, self.colluders)
+            least["protection.masking.weight_unit"] = (1, self.weight_unit)
         for field, (got, wanted) in least.items():
             if got < wanted:
                 yield Violation(field, str(got), f"at least {wanted}")

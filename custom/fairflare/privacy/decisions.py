@@ -2,8 +2,9 @@
 """What a site decided about plans: one JSON line for each decision, in a file that only grows.
 
 Each line holds the SHA-256 of the line before it, so a line that was changed, or taken out of the middle, is found.
-Lines that were cut off at the end are not: only somebody who was told the last line's hash can tell. A line that a
-power loss tore stays as it is, and the next append adds a line that says so.
+Lines that were cut off at the end are not, nor is a change of the last line, until another one follows it: only
+somebody who was told the last line's hash can tell. A line that a power loss tore stays as it is, and the next append
+adds a line that says so.
 
 The site's parent process (at deploy) and its job processes write to one file, so every append locks it. The whole
 chain is read before each append: a site whose log was changed decides nothing more. A decision counts once it is on

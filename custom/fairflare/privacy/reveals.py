@@ -12,8 +12,11 @@ older one: only the peers can, who remember the head that the site last announce
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -258,6 +261,29 @@ class RevealMemory:
             event = {"kind": _PEER, "heads": [(name, (seq, head.hex())) for name, (seq, head) in sorted(news.items())]}
             with self._chain.written([event]):
                 self._known.peers.update(news)
+
+
+def has_sent(path: Path, plan_sha256: str) -> bool:
+    """Whether a memory's file, if there is one, says that vectors of a plan have left; nothing is written or held.
+
+    Raises
+    ------
+    SecaggError
+        ``FF-SECAGG-MEMORY``: unreadable. Its chain is not verified: that is for whoever uses it.
+    """
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            events = [json.loads(event) for (event,) in connection.execute("SELECT event FROM events")]
+            return any((one["kind"], one.get("plan")) == (UPLOADED, plan_sha256) for one in events)
+    except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError):
+        raise SecaggError(
+            "FF-SECAGG-MEMORY",
+            got="a memory of reveals that cannot be read",
+            expected="the file as this site wrote it",
+            next_step="check the disk and the file's access rights; no job with masks runs without it",
+        ) from None
 
 
 def _changes(draft: MutableMapping[_K, _V]) -> Mapping[_K, _V]:

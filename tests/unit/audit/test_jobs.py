@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -101,6 +102,26 @@ def test_a_signed_approval_counts_until_the_policy_changes(hardened, tmp_path):
     assert audit_job(job, kit=kit).exit_status(Severity.high) == 0
     kits.edit_policy(kit, cells_minimum=12, cells_sites=3)
     assert "FFA-307" in {one.rule.id for one in audit_job(job, kit=kit).findings}
+
+
+def test_the_kits_policy_given_by_name_is_the_kits(hardened, tmp_path):
+    kit = kits.copy(hardened, kits.SITE, tmp_path)
+    plan = kits.good_plan()
+    kits.edit_policy(kit, plans=(), approvals="signed")
+    sign_approval(kit, plan, by="Ada")
+    report = audit_job(kits.good_job(tmp_path / "jobs", plan), kit=kit, policy=kit / "local" / "site_policy.json")
+    assert (report.findings, report.undecided) == ((), ())
+
+
+def test_an_approval_counts_on_the_audits_day(hardened, tmp_path):
+    kit = kits.copy(hardened, kits.SITE, tmp_path)
+    plan = kits.good_plan()
+    kits.edit_policy(kit, plans=(), approvals="signed")
+    now = datetime.now(timezone.utc)
+    sign_approval(kit, plan, by="Ada", expires=now.date())
+    job = kits.good_job(tmp_path / "jobs", plan)
+    days = {days: audit_job(job, kit=kit, now=now + timedelta(days)) for days in (0, 1)}
+    assert [[one.rule.id for one in report.findings] for report in days.values()] == [[], ["FFA-307"]]
 
 
 def test_a_policy_of_its_own_is_compared_without_the_kits_approvals(hardened, tmp_path):

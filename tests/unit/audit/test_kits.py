@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import ssl
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +22,7 @@ from fairflare.audit.rules.code import JOB_CLASSES, KIT_CLASSES
 from fairflare.errors import AuditError
 from fairflare.flare import provision_files
 from tests.unit.audit import kits
+from tests.unit.audit.kits import Authority
 
 C, H, M, L = "critical", "high", "medium", "low"
 #: What stands open in the kits that `nvflare provision` makes without our builder (design: flare.md 4 and 6).
@@ -110,6 +117,30 @@ def test_a_startup_folder_outside_the_kit_is_not_followed(hardened, tmp_path):
     (tmp_path / "startup").symlink_to(hardened / "prod_00" / kits.SITE / "startup")
     with pytest.raises(AuditError):
         audit_kit(tmp_path)
+
+
+def test_a_policy_that_is_a_pipe_is_not_waited_for(hardened, tmp_path):
+    kit = kits.copy(hardened, kits.SITE, tmp_path)
+    (kit / "local/site_policy.json").unlink()
+    os.mkfifo(kit / "local/site_policy.json", 0o600)
+    (kit / "local/approvals").mkdir(mode=0o700)
+    (kit / f"local/approvals/{'0' * 64}.json").touch(mode=0o600)
+    report = audit_kit(kit)  # reading an approval means reading the policy that it was given under
+    assert {one.rule.id for one in report.findings} == {"FFA-305"}
+
+
+@pytest.mark.parametrize("file", ["client.crt", "rootCA.pem"])
+def test_a_certificate_with_a_key_that_nobody_knows_leaves_the_rule_open(hardened, tmp_path, file):
+    kit = kits.copy(hardened, kits.SITE, tmp_path)
+    now = datetime.now(timezone.utc)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, kits.SITE)])
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(90)).sign(key, hashes.SHA256())
+    curve = bytes.fromhex("06082a8648ce3d0301")  # with 07 after it; there is no curve 66
+    data = made.public_bytes(serialization.Encoding.DER).replace(curve + b"\x07", curve + b"\x66")
+    (kit / "startup" / file).write_text(ssl.DER_cert_to_PEM_cert(data), encoding="ascii")
+    Authority(hardened).sign(kit)
+    assert "FFA-103" in {one.rule.id for one in audit_kit(kit).undecided}
 
 
 def test_the_private_key_is_never_read(hardened):

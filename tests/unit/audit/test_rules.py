@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fairflare.audit.auditor import audit_job, audit_kit
 from fairflare.audit.findings import Report
+from fairflare.audit.folder import Entry, Folder
 from fairflare.audit.rule import Check, Outcome, Severity
 from fairflare.audit.rules import RULES
 from fairflare.plan import Plan
@@ -121,6 +122,12 @@ case("101", "a relay without")(
 case("101", "job processes on another host", worst="high")(
     write("local/comm_config.json", json.dumps({"internal": {"resources": {"host": "10.0.0.7"}}}))
 )
+case("101", "job processes that listen to every host", worst="high")(
+    write("local/comm_config.json", json.dumps({"internal": {"resources": {"listen_host": "0.0.0.0"}}}))  # noqa: S104
+)
+case("101", "sites that speak to one another", worst="high")(
+    write("local/comm_config.json", json.dumps({"allow_adhoc_conns": True}))
+)
 case("102", "a changed script")(write("startup/start.sh", "#!/bin/sh\n"))
 case("102", "another file")(write("startup/more.sh", "#!/bin/sh\n"))
 case("102", "no signatures")(lambda kit, _: (kit / "startup/signature.json").unlink())
@@ -153,6 +160,13 @@ def _open_folders(kit: Path, _: Authority) -> None:
 case("107", "a sub-folder")(write("local/old/resources.json"))
 case("107", "another ending")(write("local/privacy.yml"))
 case("107", "a server's", "server")(write("local/authorization.conf"))
+# FLARE searches the whole workspace for its sections, so a list of classes, and for the connections.
+case("107", "beside local")(write("resources.json", '{"class_allow_list": ["*"]}'))
+case("107", "in any folder")(write("old/resources.json", '{"class_allow_list": ["*"]}'))
+case("107", "of the startup folder in another one")(write("local/fed_client.json"))
+case("107", "connections with another ending")(write("local/comm_config.yml", "comm_driver_path: /opt/drivers\n"))
+case("107", "connections in a sub-folder")(write("local/old/comm_config.json", '{"comm_driver_path": "/opt"}'))
+case("107", "a fallback for connections")(write("local/comm_config.json.default", '{"allow_adhoc_conns": true}'))
 
 # ------------------------------------------------------------------------------------------------------------- 2 code
 
@@ -170,11 +184,15 @@ case("203", "in arguments", "server")(
 case("203", "in another file")(
     write("local/x__resources.json", json.dumps({"components": [{"id": "x", "path": "a.B", "args": {}}]}))
 )
+case("203", "in arguments, by its name", "server")(
+    resources(lambda data: data["components"][1]["args"].update(more={"name": "PTFileModelPersistor", "args": {}}))
+)
 case("203", "code in the kit")(write("local/custom/mine.py", ""))
 case("203", "in the privacy scope")(scopes(lambda data: data["scopes"][0].update(task_data_filters=[{"name": "X"}])))
 case("203", "beside the privacy scope")(scopes(lambda data: data.update(components=[{"id": "x", "path": "a.B"}])))
 case("203", "drivers")(write("local/comm_config.json", '{"comm_driver_path": "/opt/drivers"}'))
 case("203", "a module that is no name")(resources(component("a-b.C")))
+case("205", "a number for a truth value")(resources(lambda data: data["app_validator"]["args"].update(policy=1)))
 case("204", "a wildcard", worst="critical")(resources(lambda data: data["class_allow_list"].append("*")))
 case("204", "a prefix", worst="critical")(resources(lambda data: data["class_allow_list"].append("nvflare.")))
 case("204", "another class")(resources(lambda data: data["class_allow_list"].append("nvflare.app_common.np.Np")))
@@ -377,7 +395,25 @@ def test_a_file_that_cannot_be_read_leaves_every_rule_open_that_needs_it(hardene
 
 def test_a_file_of_another_owner_is_found(hardened, tmp_path, monkeypatch):
     monkeypatch.setattr("fairflare.audit.folder.Folder.owner", -1)
-    assert found(audit_kit(hardened / "prod_00" / kits.SITE)) == {"FFA-104"}
+    assert "FFA-104" in found(audit_kit(hardened / "prod_00" / kits.SITE))
+
+
+@pytest.mark.parametrize(("owner", "wanted"), [(0, set()), (12_345, {"FFA-105"})])
+def test_a_file_that_another_user_owns_is_one_that_another_user_can_change(hardened, monkeypatch, owner, wanted):
+    found_by = Folder._stat
+    own = os.getuid()
+
+    def stat(folder: Folder, name: str) -> Entry:
+        return replace(found_by(folder, name), owner=owner if name == "local/privacy.json" else own)
+
+    monkeypatch.setattr(Folder, "_stat", stat)
+    assert found(audit_kit(hardened / "prod_00" / kits.SITE)) == wanted
+
+
+def test_what_could_not_be_searched_leaves_open_what_flare_reads(hardened, monkeypatch):
+    monkeypatch.setattr("fairflare.audit.folder.MOST_NAMES", 5)
+    report = audit_kit(hardened / "prod_00" / kits.SITE)
+    assert ({one.rule.id for one in report.undecided}, report.findings) == ({"FFA-107"}, ())
 
 
 def test_a_short_key_is_found(hardened, tmp_path):

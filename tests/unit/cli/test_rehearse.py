@@ -30,6 +30,7 @@ from fairflare.models import build, parameter_count
 from fairflare.plan import Plan, parse_plan
 from fairflare.policy import open_policy, standard_policy, write_policy
 from fairflare.policy.approvals import sign_approval
+from fairflare.privacy.reveals import STARTED, UPLOADED, RevealMemory, Transition
 from tests.unit.cli.own import NAME, code, heart, hospitals, invoke, mode, shapes
 from tests.unit.policy.support import make_kit
 
@@ -175,6 +176,37 @@ def test_a_store_in_the_kit_is_refused(tmp_path: Path) -> None:
     kit = make_kit(tmp_path / "kit", policy=standard_policy(tmp_path / "kit" / "s").model_copy(update=least))
     assert place.rehearse("--quick", "--policy", kit / "local").exit_code == 1
     assert place.facts()["codes"] == ["FF-POLICY-STORE"]
+
+
+@pytest.mark.usefixtures("requests")
+def test_a_policy_that_knows_too_few_sites_is_refused(tmp_path: Path) -> None:
+    place = Place(tmp_path, masked(heart()))
+    assert place.rehearse("--quick", "--policy", place.policy(peers={"beryl": "ab" * 32})).exit_code == 1
+    assert place.facts()["codes"] == ["FF-SECAGG-PIN"]
+    peers = {"beryl": "ab" * 32, "coral": "cd" * 32}
+    assert place.rehearse("--quick", "--policy", place.policy(peers=peers)).exit_code == 0
+
+
+@pytest.mark.usefixtures("requests")
+def test_a_plan_that_was_answered_before_is_refused(tmp_path: Path) -> None:
+    place = Place(tmp_path, masked(heart()))
+    least = {"cells_minimum": 0, "cells_sites": 1, "plans": (place.of.sha256,)}
+    policy = standard_policy(tmp_path / "store").model_copy(update=least)
+    kit = make_kit(tmp_path / "kit", policy=policy)
+    file = policy.memory_file(None, place.of.task.data_set, kit)
+    with RevealMemory(file) as memory:
+        memory.begin(b"t" * 32, place.of.sha256, b"r" * 32)
+        started = Transition(STARTED, b"t" * 32, 0, place.of.sha256, 0, "counts", "closed", b"c" * 32, b"d" * 32, 0)
+        memory.commit([started])
+        assert place.rehearse("--quick", "--policy", kit / "local").exit_code == 0  # nothing has left
+        memory.commit([replace(started, state=UPLOADED)])
+        before = {path: path.read_bytes() for path in file.parent.iterdir()}
+        assert place.rehearse("--quick", "--policy", kit / "local").exit_code == 1  # also beside a job that runs
+    assert place.facts()["codes"] == ["FF-SECAGG-REUSED"]
+    assert {path: path.read_bytes() for path in file.parent.iterdir()} == before
+    file.write_text("no memory", encoding="utf-8")
+    assert place.rehearse("--quick", "--policy", kit / "local").exit_code == 1
+    assert place.facts()["codes"] == ["FF-SECAGG-MEMORY"]
 
 
 @pytest.mark.usefixtures("requests")

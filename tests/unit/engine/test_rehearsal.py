@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -362,7 +363,12 @@ def test_modules_of_a_job_count_as_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "code"),
-    [("import os; os.kill(os.getpid(), 9)", "FF-RUN-KILLED"), ("raise SystemExit(3)", "FF-RUN-REHEARSAL")],
+    [
+        ("import os; os.kill(os.getpid(), 9)", "FF-RUN-KILLED"),
+        ("raise SystemExit(3)", "FF-RUN-REHEARSAL"),
+        ('import os; os.write(1, b\'{"work": {"times"\'); os.kill(os.getpid(), 9)', "FF-RUN-KILLED"),
+        ("import os, tempfile; tempfile.mkdtemp(); os.kill(os.getpid(), 9)", "FF-RUN-KILLED"),
+    ],
 )
 def test_a_process_that_dies_is_a_finding(
     script: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -371,9 +377,13 @@ def test_a_process_that_dies_is_a_finding(
     program.write_text(f"#!{sys.executable}\nimport sys\nsys.stdin.read()\n{script}\n", encoding="utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(rehearsal_process.sys, "executable", str(program))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
     found = run_apart(request_of(tmp_path, heart()), (), quiet)
     assert isinstance(found, Found)
     assert found.code == code
+    assert list(here.iterdir()) == []
 
 
 def test_an_error_of_unknown_text_does_not_reach_the_page(

@@ -17,7 +17,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from fairflare.engine.messages import JOIN, MEASURE, Message
-from fairflare.flare import wire
+from fairflare.flare import shutters, wire
 from fairflare.flare.executor import PLAN, FairFlareExecutor
 from fairflare.jobs import write_job
 from fairflare.models import initial_vector
@@ -150,6 +150,23 @@ def test_a_half_installed_kit_is_no_simulation(base: Path, context: FLContext) -
     (base / "startup").mkdir()
     (base / "startup" / "client.crt").write_text("", encoding="utf-8")
     assert join_masked(base, context) == "FF-SECAGG-CERTIFICATE"
+
+
+@pytest.mark.parametrize(("shut", "expected"), [(False, "FF-SHUTTER-OPEN"), (True, None)])
+def test_a_hospitals_job_does_nothing_with_open_shutters(
+    base: Path, context: FLContext, monkeypatch: pytest.MonkeyPatch, shut: bool, expected: str | None
+) -> None:
+    # resources.json may have been replaced after the parent process, which the validator looked at, had started.
+    (base / "startup").mkdir()
+    for name in ("client.crt", "client.key", "rootCA.pem"):
+        (base / "startup" / name).write_text("", encoding="utf-8")
+    monkeypatch.setattr(shutters, "is_shut", lambda: shut)
+    executor = FairFlareExecutor()
+    assert code(executor.execute(JOIN, message(JOIN), context, Signal())) == expected
+    if shut:  # taken out during the job
+        monkeypatch.setattr(shutters, "is_shut", lambda: False)
+        answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+        assert code(answer) == "FF-SHUTTER-OPEN"
 
 
 def test_what_must_last_does_not_lie_where_flare_erases(base: Path, context: FLContext) -> None:

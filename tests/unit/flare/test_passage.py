@@ -262,8 +262,13 @@ def test_an_answer_does_not_come_but_as_a_stream() -> None:
 def test_a_stream_may_break_off_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = _message(*STREAM, SERVER, JOB)
     broken.add_headers({StreamHeaderKey.DATA_TYPE: StreamDataType.ERROR, StreamHeaderKey.STREAM_ID: 7})
+    broken.set_header(StreamHeaderKey.ERROR_MSG, "stopped")
     assert not judge_incoming(_cell(JOB), "server", broken).allowed
     monkeypatch.setattr(RxTask, "rx_task_map", {(SERVER, 7): object()})
+    for said in (None, "", 0, []):  # FLARE takes it for a frame with data, whatever its type says
+        broken.set_header(StreamHeaderKey.ERROR_MSG, said)
+        assert not judge_incoming(_cell(JOB), "server", broken).allowed
+    broken.set_header(StreamHeaderKey.ERROR_MSG, "stopped")
     assert judge_incoming(_cell(JOB), "server", broken).allowed
 
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.fuel.utils.class_loader import load_class
+from nvflare.lighter.constants import CtxKey
 from nvflare.lighter.utils import verify_folder_signature
 from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory, FLAuthorizer
 
@@ -439,6 +441,46 @@ def test_a_builder_in_the_wrong_place_makes_no_kits(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "after CertBuilder" in done.stdout + done.stderr
     assert list((tmp_path / "kits" / "fairflare").glob("prod_*")) == []
+
+
+class Parties:
+    """What the builder asks a project for before it makes anything."""
+
+    def __init__(self, *names: str, relays: int = 0, listens: bool = False) -> None:
+        host = object() if listens else None
+        self.sites = [SimpleNamespace(name=name, get_listening_host=lambda: host) for name in names]
+        self.relays = [object()] * relays
+
+    def get_clients(self) -> list[Any]:
+        return self.sites
+
+    def get_relays(self) -> list[Any]:
+        return self.relays
+
+
+@pytest.mark.parametrize(
+    ("parties", "got"),
+    [
+        (Parties("hospital-1", relays=1), "relays: got one"),
+        (Parties("hospital-1", listens=True), "hospital-1: got listening_host"),
+        (Parties("hospital-1", "server"), "server: got a name"),
+        (Parties("-hospital"), "-hospital: got a name"),
+    ],
+)
+def test_parties_that_would_stay_open_are_refused(parties: Parties, got: str) -> None:
+    with pytest.raises(ValueError, match=got):
+        HardeningBuilder().build(parties, {CtxKey.ROOT_PRI_KEY: object()})
+
+
+def test_under_any_umask_nobody_else_may_put_a_kit_in_place_of_another(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        done = nvflare(tmp_path, PROJECT.relative_to(ROOT))
+    finally:
+        os.umask(mask)
+    assert done.returncode == 0
+    kits = tmp_path / "kits" / "fairflare"
+    assert [path for path in (kits, *kits.rglob("*")) if path.stat().st_mode & 0o022] == []
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import pytest
 from nvflare.fuel.f3.cellnet.cell import CHANNELS_TO_EXCLUDE
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey as Key
 from nvflare.fuel.f3.message import Message
-from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
+from nvflare.fuel.f3.streaming.stream_const import StreamDataType, StreamHeaderKey
 from nvflare.private.admin_defs import Message as AdminMessage
 from nvflare.private.admin_defs import ok_reply
 
@@ -250,6 +250,22 @@ def test_a_job_may_end_and_is_not_told_what_to_do(tmp_path: Path) -> None:
         assert CLOSED in server.send(NAMES["job"], "client_command", "abort")
         assert HANDLED in site.send("server", "aux_communication", "__task_check__", kind="data", stream=True)
         assert "filter_error" in site.send("server", "task", "heart_beat", kind="data")
+
+
+def test_no_frame_of_a_stream_turns_to_another_handler(tmp_path: Path) -> None:
+    def frame(server: End, topic: str, number: int, kind: int) -> None:
+        outer = {
+            StreamHeaderKey.STREAM_ID: 7, StreamHeaderKey.SEQUENCE: number, StreamHeaderKey.DATA_TYPE: kind,
+            StreamHeaderKey.CHANNEL: "aux_communication", StreamHeaderKey.TOPIC: topic,
+        }  # fmt: skip
+        server.send(NAMES["job"], *STREAM, outer=outer, seconds=0.5)
+
+    with _pair(tmp_path, "job", "shut") as (server, site):
+        frame(server, "__end_run__", 1, StreamDataType.FINAL)
+        frame(server, "__do_task__", 0, StreamDataType.ERROR)
+        frame(server, "__do_task__", 0, StreamDataType.CHUNK)
+        frame(server, "__end_run__", 0, StreamDataType.CHUNK)
+        assert site.end()["handled"] == ["aux_communication:__end_run__"]
 
 
 # -------------------------------------------------------------------------------------------- and each gate taken out

@@ -7,12 +7,14 @@ import base64
 import json
 import os
 import shutil
+import ssl
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -245,6 +247,15 @@ def test_a_kit_with_another_kind_of_key_has_approved_nothing(kit: Path) -> None:
         .sign(key, hashes.SHA256())
     )
     assert approved_plans(kit / "local", made.public_bytes(Encoding.PEM), today=TODAY) == frozenset()
+
+
+def test_a_kit_with_a_key_that_nobody_knows_has_approved_nothing(kit: Path) -> None:
+    der = ssl.PEM_cert_to_DER_cert((kit / "startup" / "client.crt").read_text(encoding="ascii"))
+    rsa_key, unknown = (bytes.fromhex(f"06092a864886f70d0101{last}0500") for last in ("01", "7f"))
+    pem = ssl.DER_cert_to_PEM_cert(der.replace(rsa_key, unknown)).encode()
+    with pytest.raises(UnsupportedAlgorithm):
+        x509.load_pem_x509_certificate(pem).public_key()
+    assert approved_plans(kit / "local", pem, today=TODAY) == frozenset()
 
 
 def test_without_a_kit_nothing_is_approved(kit: Path) -> None:

@@ -103,6 +103,16 @@ WEAKER: dict[str, tuple[dict[str, Any], Plan, list[str]]] = {
         plan(),
         ["protection.masking.weight_unit: got 10, expected at least 11"],
     ),
+    "nobody may collude without masks": (
+        {"colluders": 1},
+        LOCKED,
+        ["protection.masking.colluders: got 0, expected at least 1"],
+    ),
+    "exact weights without masks": (
+        {"weight_unit": 10},
+        LOCKED,
+        ["protection.masking.weight_unit: got 1, expected at least 10"],
+    ),
     "few sites": ({"least_sites": 4}, plan(), ["federation.min_sites: got 3, expected at least 4"]),
     "another task": (
         {"tasks": ("classification",)},
@@ -271,6 +281,8 @@ def test_a_policy_is_what_was_written(tmp_path: Path) -> None:
 
 BROKEN = {
     "a relative store": ({"store": "data"}, "FF-POLICY-RULE"),
+    "a store that no system has": ({"store": "/srv/\u0000"}, "FF-POLICY-RULE"),
+    "a store that is an order to a terminal": ({"store": "/srv/\u001b[2J"}, "FF-POLICY-RULE"),
     "nobody as a peer": ({"peers": {}}, "FF-POLICY-RULE"),
     "a plan that is no hash": ({"plans": ["heart"]}, "FF-POLICY-VALUE"),
     "an unknown consent": ({"consents": ["everything"]}, "FF-POLICY-VALUE"),

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from fairflare.errors import SecaggError
-from fairflare.privacy.reveals import EMPTY, REVEALED, SIGNED, STARTED, UPLOADED, RevealMemory, Transition
+from fairflare.privacy.reveals import EMPTY, REVEALED, SIGNED, STARTED, UPLOADED, RevealMemory, Transition, has_sent
 
 PLAN = "ab" * 32
 EVERY = (STARTED, UPLOADED, SIGNED, REVEALED)
@@ -773,3 +773,29 @@ def test_a_commit_is_quick(path: Path) -> None:
             memory.commit([to(STARTED, step)])
             taken.append(time.perf_counter() - started)
     assert sorted(taken)[25] < 0.25  # about a millisecond on a solid-state disk; a busy machine gets room
+
+
+# ------------------------------------------------------------------------------------------------- a look from outside
+
+
+def test_what_has_left_can_be_seen_without_a_hold(tmp_path: Path) -> None:
+    file = tmp_path / "reveals.sqlite"
+    assert not has_sent(file, PLAN)
+    assert not file.exists()
+    with RevealMemory(file) as memory:
+        memory.begin(T, PLAN, ROSTER)
+        memory.commit([to(STARTED)])
+        assert not has_sent(file, PLAN)
+        memory.commit([to(UPLOADED)])
+        assert has_sent(file, PLAN)
+        assert not has_sent(file, "cd" * 32)
+
+
+@pytest.mark.parametrize("content", [b"", b"no memory", b"SQLite format 3\0" + bytes(100)])
+def test_a_memory_that_cannot_be_read_says_so(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "reveals.sqlite"
+    file.write_bytes(content)
+    with pytest.raises(SecaggError) as caught:
+        has_sent(file, PLAN)
+    assert caught.value.code == "FF-SECAGG-MEMORY"
+    assert str(tmp_path) not in str(caught.value)

@@ -12,6 +12,7 @@ from fairflare.audit.folder import Problem, plain_name, shown
 from fairflare.audit.rule import Check, Defect, Doubt, Outcome, Rule, Severity
 from fairflare.audit.rules.violations import check_job_files
 from fairflare.jobs import AGGREGATOR, CONTROLLER, EXECUTOR
+from fairflare.jobs.meta import is_same
 
 VALIDATOR: Final = "fairflare.flare.validator.PlanValidator"
 SHUTTERS: Final = "fairflare.flare.shutters.Shutters"
@@ -136,7 +137,7 @@ def _check_validator(evidence: Evidence) -> Iterator[Outcome]:
     for place, one in found[:1]:
         if not isinstance(one, Mapping) or one.get("path") != VALIDATOR or one.get("disabled") is True:
             yield Defect(place, "another or a disabled validator", VALIDATOR)
-        elif one.get("args") != wanted:
+        elif not is_same(one.get("args"), wanted):
             yield Defect(f"{place}.args", "other arguments", f"policy {str(wanted['policy']).lower()}, nothing else")
 
 

@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from fairflare.audit.evidence import Evidence, Kit
+from fairflare.audit.evidence import Evidence
 from fairflare.audit.folder import MOST_BYTES, Folder, plain_name
 from fairflare.audit.rule import Check, Defect, Doubt, Outcome, Rule, Severity
 
+#: Configuration of the connections between FLARE's processes.
+COMM: Final = "comm_config"
+_LOCAL: Final = ("authorization", "privacy")
 _OTHERS: Final = 0o077
 _WRITE: Final = 0o022
 _PRIVATE: Final = b"PRIVATE KEY-----"
@@ -57,11 +60,14 @@ def _holding_keys(folder: Folder, names: list[str]) -> Iterator[str]:
 
 
 def _check_writable(evidence: Evidence) -> Iterator[Outcome]:
-    for name, entry in evidence.kit.folder.entries.items():
+    folder = evidence.kit.folder
+    for name, entry in folder.entries.items():
         if entry.kind in ("file", "folder") and entry.mode & _WRITE:
             yield Defect(plain_name(name), f"mode {entry.mode:04o}", "writable by its owner only")
-    if evidence.kit.folder.mode & _WRITE:
-        yield Defect(".", f"mode {evidence.kit.folder.mode:04o}", "writable by its owner only")
+        if entry.owner not in (folder.owner, 0) and name != evidence.kit.key_file:  # root can change everything anyway
+            yield Defect(plain_name(name), "another owner than the kit's", "the user who runs FLARE, or root")
+    if folder.mode & _WRITE:
+        yield Defect(".", f"mode {folder.mode:04o}", "writable by its owner only")
 
 
 def _check_readable_by_others(evidence: Evidence) -> Iterator[Outcome]:
@@ -82,17 +88,26 @@ def _check_readable_by_others(evidence: Evidence) -> Iterator[Outcome]:
 
 def _check_shadows(evidence: Evidence) -> Iterator[Outcome]:
     kit = evidence.kit
-    for folder, base in _configurations(kit):
-        for name in kit.folder.files(folder):
-            file = name.rsplit("/", 1)[1]
-            ours = name in (f"{folder}/{base}.json", f"{folder}/{base}.json.default")
-            if not ours and file.startswith(f"{base}.") and file[len(base) :] in _ENDINGS:
-                yield Defect(plain_name(name), f"a second configuration '{base}'", f"only {folder}/{base}.json")
-
-
-def _configurations(kit: Kit) -> list[tuple[str, str]]:
     startup = kit.startup_file.removeprefix("startup/").removesuffix(".json")
-    return [("startup", startup), *(("local", base) for base in ("resources", "authorization", "privacy"))]
+    # Of these FLARE searches its whole workspace, which is the kit; of the others it only looks into local/.
+    homes = {startup: "startup", "resources": "local", COMM: "local"}
+    found, whole = kit.folder.named(lambda file: any(_is_of(file, base) for base in homes))
+    if not whole:
+        yield Doubt(".", "not every folder could be searched for configurations that FLARE would find first")
+    found += [name for name in kit.folder.files("local") if any(_is_of(name, base) for base in _LOCAL)]
+    for name in found:
+        base = name.rsplit("/", 1)[1].split(".")[0] if "/" in name else name.split(".")[0]
+        home = homes.get(base, "local")
+        # Of the connections no kit has a fallback, and the rules about them read the one file only.
+        ours = [f"{home}/{base}.json", *([] if base == COMM else [f"{home}/{base}.json.default"])]
+        if not any(kit.folder.is_same(name, one) for one in ours):
+            yield Defect(plain_name(name), f"a second configuration '{base}'", f"only {home}/{base}.json")
+
+
+def _is_of(name: str, base: str) -> bool:
+    """Whether FLARE could take the file for the configuration ``base``."""
+    file = name.rsplit("/", 1)[-1]
+    return file.startswith(f"{base}.") and file[len(base) :] in _ENDINGS
 
 
 FILES = (
@@ -129,7 +144,7 @@ FILES = (
         "No configuration hides another one",
         "FLARE takes the first file of a name, with any ending and in any sub-folder, and so perhaps components from "
         "another file than the reviewed one.",
-        "Remove the second file, or move it out of startup/ and local/.",
+        "Remove the second file, or move it out of the kit.",
         "45 CFR 164.312(c)(1)",
         (Check(("site", "server", "admin"), _check_shadows),),
     ),

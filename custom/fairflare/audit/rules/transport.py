@@ -75,9 +75,14 @@ def _check_inner(kit: Kit) -> Iterator[Outcome]:
                 yield Doubt(name, f"the file {found.text}")
             continue
         part = found.get("internal", {}).get("resources", {})
-        if part.get("host", _HERE[0]) not in _HERE and part.get("connection_security", "clear") not in ("mtls", "tls"):
+        hosts = [part.get(key, _HERE[0]) for key in ("host", "listen_host")]
+        inside = all(host in _HERE for host in hosts)
+        if not inside and part.get("connection_security", "clear") not in ("mtls", "tls"):
             got = shown(part.get("connection_security"))
             yield Defect(f"{name}:internal.resources.connection_security", got, "'mtls' to another host", Severity.high)
+        if found.get("allow_adhoc_conns", False) is not False:
+            got = shown(found["allow_adhoc_conns"])
+            yield Defect(f"{name}:allow_adhoc_conns", got, "false: sites speak to the server only", Severity.high)
 
 
 def _check_signature(evidence: Evidence) -> Iterator[Outcome]:
