@@ -176,7 +176,7 @@ def _hold(file: Path) -> int:
     """Make the folder and the file if they are absent, and take the lock; its descriptor."""
     lock = -1
     try:
-        _make_folder(file.parent)
+        make_folder(file.parent)
         lock = os.open(f"{file}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         made = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
@@ -191,17 +191,22 @@ def _hold(file: Path) -> int:
     return lock
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Like ``mkdir(parents=True)``, but private, and on disk before a file in it counts as kept."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
-    parent = os.open(folder.parent, os.O_RDONLY)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's list of names is on disk."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(parent)
+        os.fsync(opened)
     finally:
-        os.close(parent)
+        os.close(opened)
 
 
 def _link(last: bytes, event: str) -> bytes:

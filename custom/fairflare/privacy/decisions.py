@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 from fairflare.errors import DecisionError
+from fairflare.privacy.chain import make_folder, sync_folder
 
 Depth = Literal["deploy", "join", "release"]
 Verdict = Literal["accepted", "refused"]
@@ -135,13 +136,13 @@ def read_decisions(path: Path) -> tuple[Decision, ...]:
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
     """The file's descriptor, while no other process appends."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         if stat.S_IMODE(os.fstat(file).st_mode) != 0o600:
             os.fchmod(file, 0o600)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         yield file
     finally:
         os.close(file)
@@ -221,22 +222,6 @@ def _decision(event: dict[str, Any], number: int) -> Decision:
     if {*found, "reasons"} != {field.name for field in fields(Decision)} or not isinstance(reasons, list) or not texts:
         _refuse_chain(number)
     return Decision(**found, reasons=tuple(map(str, reasons)))
-
-
-def _make_folder(folder: Path) -> None:
-    """Like ``mkdir(parents=True)``, but private, and on disk before a file in it counts as kept."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _refuse_log(problem: OSError) -> NoReturn:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -273,9 +273,8 @@ def test_a_policy_that_is_withdrawn_stops_a_running_job(base: Path, context: FLC
     assert decided(base) == [("join", "accepted", None), ("release", "refused", "FF-POLICY-FILE")]
 
 
-def test_a_policy_that_is_tightened_during_the_work_lets_nothing_out(
-    base: Path, context: FLContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def measured_while(context: FLContext, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> Shareable:
+    """The answer of a site to which something happens after its work and before the release."""
     executor = FairFlareExecutor()
     executor.execute(JOIN, message(JOIN), context, Signal())
     site = executor._site
@@ -284,11 +283,17 @@ def test_a_policy_that_is_tightened_during_the_work_lets_nothing_out(
 
     def slowly(one: Message) -> object:
         made = work(one)
-        strict_policy(base)
+        happens()
         return made
 
     monkeypatch.setattr(site, "handle", slowly)
-    answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+    return executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+
+
+def test_a_policy_that_is_tightened_during_the_work_lets_nothing_out(
+    base: Path, context: FLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = measured_while(context, monkeypatch, lambda: strict_policy(base))
     assert code(answer) == "FF-POLICY-REFUSED"
     assert {key for key in answer if not key.startswith("__")} == {wire.CODE}
     assert decided(base) == [("join", "accepted", None), ("release", "refused", "FF-POLICY-REFUSED")]
@@ -309,19 +314,7 @@ def test_a_site_that_was_stopped_begins_no_task(context: FLContext, monkeypatch:
 def test_a_site_that_is_stopped_during_the_work_lets_nothing_out(
     context: FLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executor = FairFlareExecutor()
-    executor.execute(JOIN, message(JOIN), context, Signal())
-    site = executor._site
-    assert site is not None
-    work = site.handle
-
-    def slowly(one: Message) -> object:
-        made = work(one)
-        monkeypatch.setattr("os.getppid", lambda: 1)
-        return made
-
-    monkeypatch.setattr(site, "handle", slowly)
-    answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
+    answer = measured_while(context, monkeypatch, lambda: monkeypatch.setattr("os.getppid", lambda: 1))
     assert code(answer) == "FF-GATE-PARENT"
     assert {key for key in answer if not key.startswith("__")} == {wire.CODE}
 
