@@ -18,6 +18,7 @@
     |-- ShutterError      FF-SHUTTER-*  a site's shutters that cannot be closed, or are not
     |-- KitError          FF-KIT-*     a start-up kit that cannot work: expired, incomplete, or put together from two
     |-- AuditError        FF-AUDIT-*   an audit that cannot begin: no such folder, no kit, no such rule
+    |-- StudyError        FF-STUDY-*   a study that would not be a fair comparison, or cannot go on in its folder
     `-- WeightsError      FF-WEIGHTS-* a file of weights that is absent, is another one, or does not fit the network
 
 A message may leave a site only as its code (see ``fairflare.flare.executor``): the text of ``got`` can hold local
@@ -150,3 +151,9 @@ class AuditError(FairFlareError):
     """An audit that cannot begin as asked; what an audit finds is no error but a report."""
 
     prefix = "FF-AUDIT-"
+
+
+class StudyError(FairFlareError):
+    """A study that cannot be run as written, would not be a fair comparison, or cannot go on in its folder."""
+
+    prefix = "FF-STUDY-"

@@ -34,7 +34,7 @@ from fairflare.plan import Plan, parse_plan
 from fairflare.privacy import reveals
 from fairflare.record import RunRecord
 from fairflare.secagg.envelope import DOWN, UP, Item, opening_data, pack, parse_opening, unpack
-from fairflare.secagg.protection import Opened
+from fairflare.secagg.protection import Opened, Weighted
 from fairflare.secagg.state import sha256
 from fairflare.secagg.transcript import Joining, Keys, Signed, Upload, parse_signed_list, signed_list
 from tests.unit.engine.hospitals import ADAMW, four, masked, plan
@@ -86,9 +86,9 @@ def own(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str, int], np.ndarra
     found: dict[tuple[str, str, int], np.ndarray] = {}
     encoded = MaskedSite._encoded
 
-    def watch(site: MaskedSite, label: str, values: np.ndarray, message: Message) -> np.ndarray:
-        found[site.name, label, message.round] = values.astype(np.float64)
-        return encoded(site, label, values, message)
+    def watch(site: MaskedSite, label: str, vectors: Mapping[str, Weighted], message: Message) -> np.ndarray:
+        found[site.name, label, message.round] = vectors[label].values.astype(np.float64)
+        return encoded(site, label, vectors, message)
 
     monkeypatch.setattr(MaskedSite, "_encoded", watch)
     return found
@@ -105,10 +105,10 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
         found[label] = opened.total.copy()
         return opened
 
-    def watch_update(masks: MaskedServer) -> tuple[Opened, tuple[str, ...]]:
-        opened, names = unmasked(masks)
-        found["update"] = opened.mean.copy()
-        return opened, names
+    def watch_update(masks: MaskedServer) -> tuple[dict[str, Opened], float]:
+        opened, share = unmasked(masks)
+        found["update"] = opened["update"].mean.copy()
+        return opened, share
 
     monkeypatch.setattr(MaskedServer, "closed", watch_closed)
     monkeypatch.setattr(MaskedServer, "unmasked", watch_update)
@@ -216,8 +216,8 @@ def test_two_versions_of_the_cells_give_the_victims_sums_where_views_do_not_name
 def send_no_bits(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     encoded = MaskedSite._encoded
 
-    def change(site: MaskedSite, label: str, values: np.ndarray, message: Message) -> np.ndarray:
-        words = encoded(site, label, values, message)
+    def change(site: MaskedSite, label: str, vectors: Mapping[str, Weighted], message: Message) -> np.ndarray:
+        words = encoded(site, label, vectors, message)
         return words + np.array(times * ONE).astype(np.uint64) if (site.name, label) == (COLLUDER, "cells") else words
 
     monkeypatch.setattr(MaskedSite, "_encoded", change)

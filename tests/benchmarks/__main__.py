@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tests.benchmarks``: FLARE against a bare PyTorch loop, the server's memory, and masks, in one run.
+"""``python -m tests.benchmarks``: FLARE against a bare PyTorch loop, the server's memory, masks, methods, in one run.
 
 Prints a table and writes ``bench.json`` and ``bench.md``. Every figure is measured in this run. Use a quiet machine.
 """
@@ -119,6 +119,12 @@ def _provisioned(quick: bool, folder: Path) -> Found:
     return provisioned.all_figures(quick, folder), {}
 
 
+def _methods(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import methods
+
+    return methods.all_figures(methods.QUICK if quick else methods.FULL, folder), {}
+
+
 #: Name -> what it says when it begins, and what gives its figures and the comparisons that it had to skip.
 PARTS: dict[str, tuple[str, Part]] = {
     **{
@@ -131,6 +137,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "masks": ("masks: kernel, client, server, sizes, other programs", _masks),
     "masked_rounds": ("masks: rounds in FLARE, with and without", _masked_rounds),
     "provisioned": ("real kits: provisioning, start, latency, audit", _provisioned),
+    "methods": ("what each method costs over FedAvg", _methods),
 }
 
 

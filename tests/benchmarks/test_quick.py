@@ -7,13 +7,15 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fairflare.methods import METHODS, Feasibility
 from fairflare.plan.networks import MODELS
-from tests.benchmarks import masked_rounds, masks, networks, staleness
+from tests.benchmarks import masked_rounds, masks, methods, networks, staleness, subjects
 from tests.benchmarks.environments import Unavailable, Worker, interpreter
 from tests.benchmarks.figures import Figure, as_markdown, as_text
 from tests.benchmarks.subjects import AIMED_AT, QUICK
@@ -80,6 +82,12 @@ def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -
         "provision", "connected", "deployed", "first_round", "ended", "phase",
     }  # fmt: skip
     assert {key for name, key in figures if name == "audit"} == {"job", "kit", "python"}
+    for subject in ("mlp on heart", AIMED_AT):
+        for kind in methods.KINDS:
+            assert {key for name, key in figures if name == f"{subject}, {kind}"} == per_method(methods.ALL)
+    assert {key for name, key in figures if name == "mlp on heart through FLARE, masked"} == {
+        "fedavg_round", "fairfed_round", "fairfed_added",
+    }  # fmt: skip
     assert all(math.isfinite(one["value"]) for one in figures.values())
 
 
@@ -87,6 +95,36 @@ MASKED_ROUNDS = {
     "round_none", "round_masked", "added", "kernel", *(f"added_{key}" for key in masked_rounds.GROUPS),
     *(f"record_{key}" for key in ("measure", "train", "protect", "aggregate")),
 }  # fmt: skip
+
+
+def per_method(names: Iterable[str]) -> set[str]:
+    """Keys of the figures of one job with these methods."""
+    keys = {"seconds", "down", "up", "over", "bytes"}
+    return {f"{name}_{key}" for name in names for key in keys} - {"fedavg_over", "fedavg_bytes"}
+
+
+def test_every_method_that_trains_is_measured() -> None:
+    assert set(methods.ALL) == {name for name, one in METHODS.items() if one is not Feasibility}
+    assert methods.FULL.flare_methods == methods.ALL
+    assert methods.BASE in methods.QUICK.flare_methods
+    assert set(methods.MOST) <= set(methods.ALL)
+
+
+def test_methods_are_measured_side_by_side(tmp_path: Path) -> None:
+    """What is known of the bytes: a pull sends nothing, a control as much as the model, in clear, each way."""
+    names = ("fedavg", "fedprox", "scaffold")
+    found = methods.side_by_side(subjects.mlp(QUICK, tmp_path), names, 3, 2, tmp_path / "jobs")
+    figures = {(one.subject.rpartition(", ")[2], one.key): one for one in found}
+    assert {key for _, key in figures} == per_method(names)
+    for kind in methods.KINDS:
+        value = {key: one.value for (of, key), one in figures.items() if of == kind}
+        assert value["fedprox_bytes"] == 1
+        # The model has 1,426 parameters; a name, a length, and in clear a weight, come with each vector.
+        for way in ("down", "up"):
+            assert 0 <= 1e3 * (value[f"scaffold_{way}"] - value[f"fedavg_{way}"]) - 4 * 1426 < 350
+        assert all(one.value > 0 and one.low <= one.value <= one.high for (of, key), one in figures.items()
+                   if of == kind and key.endswith(("seconds", "over")))  # fmt: skip
+    assert {one.verdict for one in found if one.most is not None} == {"met"}
 
 
 def test_masks_are_measured_without_other_programs(tmp_path: Path) -> None:
@@ -159,7 +197,9 @@ def test_what_is_aimed_at_has_a_verdict(
     aimed = {(AIMED_AT, "ratio_fair"), ("resnet18 updates", "growth"), ("accumulator alone", "accumulator_growth")}
     with_aim = {name for name, one in figures.items() if one["most"] is not None}
     assert aimed <= with_aim
-    assert {key for name, key in with_aim - aimed if key != "same_work"} == {"over_floor", "upload_ratio", "job"}
+    assert {key for name, key in with_aim - aimed if key != "same_work"} == {
+        "over_floor", "upload_ratio", "job", *(f"{name}_bytes" for name in methods.MOST),
+    }  # fmt: skip
     assert all((one["verdict"] == "-") == (one["most"] is None and one["least"] is None) for one in figures.values())
     page, printed = (bench[0] / "bench.md").read_text(encoding="utf-8"), bench[1]
     assert all(one["what"] in page and one["what"] in printed for one in figures.values())

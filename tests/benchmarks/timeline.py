@@ -29,7 +29,7 @@ from typing import Any
 
 PARTS = ("polling", "download", "work", "upload", "noticing", "server")
 #: With masks a round has the last two as well.
-PHASES = ("measure", "train", "confirm", "unmask")
+PHASES = ("measure", "compare", "train", "confirm", "unmask")
 _TASK = re.compile(r"task_name=(\w+)")
 _PEER = re.compile(r"peer=([\w.-]+)")
 _EXIT = re.compile(r"task (\w+) exit with status")

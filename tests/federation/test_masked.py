@@ -33,6 +33,7 @@ from fairflare.engine.messages import (
     SHARE,
     TRAIN,
     UNMASK,
+    layout_of,
 )
 from fairflare.engine.server import Coordinator, Phase
 from fairflare.engine.site import Site
@@ -223,7 +224,7 @@ def test_masks_give_the_model_of_no_masks(honest: Run, honest_record: RunRecord,
 
 
 def update_fraction(plan: Plan) -> int:
-    return update_codec(plan).fraction_bits
+    return update_codec(layout_of(plan, 1)).first.fraction_bits
 
 
 def test_a_simulation_says_that_nobody_vouches_for_its_sites(honest_record: RunRecord) -> None:
@@ -442,7 +443,7 @@ def test_the_result_is_that_of_the_local_engine_with_the_same_survivors(
 
 
 def test_each_model_is_the_exact_mean_of_the_survivors(faulty: Run, alike: Replay) -> None:
-    step = len(SITES) * 2.0 ** -update_codec(faulty.plan).fraction_bits
+    step = len(SITES) * 2.0 ** -update_codec(layout_of(faulty.plan, 1)).first.fraction_bits
     for before, after, mean in zip(alike.after, alike.after[1:], alike.means[1:], strict=False):
         assert np.abs(after - (before + mean)).max() <= step + 4 * np.finfo(np.float32).eps
 

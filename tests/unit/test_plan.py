@@ -438,10 +438,50 @@ def test_no_field_of_a_plan_has_a_default():
 
 def test_every_method_can_be_named_in_a_plan():
     counts = {"name": "feasibility", "claims": [], "alpha": 0.05, "power": 0.8}
-    names = {"fedavg": presets.FEDAVG, "flexfair": METHOD, "feasibility": counts}
-    assert set(names) == set(METHODS)
+    names = {"flexfair": METHOD, "feasibility": counts}
+    for name in set(METHODS) - set(names):
+        job = json.loads(schema.pretty(presets.shipped(f"heart_{name}")))
+        assert parse_plan(json.dumps(job)).method.name == name
     for name, method in names.items():
         assert parse_plan(setting("method", method)).method.name == name
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"flexfair", "feasibility"}))
+def test_a_preset_of_a_method_is_a_whole_one(name):
+    job = presets.shipped(f"heart_{name}")
+    text = json.dumps({**json.loads(schema.pretty(job)), "protection": presets.UNPROTECTED})
+    paper = presets.method(name)
+    assert parse_plan(json.dumps({**json.loads(text), "method": paper})).method.model_dump() == paper
+    assert presets.method(name, seed=1)["seed"] == 1
+    if name == "reweighting":
+        with pytest.raises(KeyError):
+            presets.method(name, "official")
+        return
+    official = presets.method(name, "official")
+    assert parse_plan(json.dumps({**json.loads(text), "method": official})).method.model_dump() == official
+    assert (official == paper) == (name == "fedavg")
+
+
+def test_what_the_authors_code_does_is_what_the_official_presets_have():
+    made = {name: presets.PRESETS[f"heart_{name}_official"](name).method for name in OFFICIAL}
+    for name, choices in OFFICIAL.items():
+        found = made[name].model_dump()
+        assert {key: found[key] for key in choices} == choices, name
+    assert not presets.PRESETS["heart_fairfed_official"]("x").protection.masked
+    for name in presets.PRESETS:
+        task, words = presets.described(name)
+        assert 10 < len(words) < 120
+        assert task
+        assert ("authors' code" in words) == name.endswith("_official")
+
+
+OFFICIAL = {
+    "fedprox": {"mu": 0.001},
+    "scaffold": {"correction": "after_step", "control_lr": 0.9},
+    "fednova": {"normalize": False},
+    "fairfed": {"gap": "one_vs_overall", "first_round": "plain", "min_weight": None, "max_weight": None},
+    "fairmixup": {"direction": "to_mixed", "output": "sum", "criterion": "demographic_parity"},
+}
 
 
 def test_the_official_preset_names_the_authors_choices():

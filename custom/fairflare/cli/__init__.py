@@ -26,6 +26,7 @@ from fairflare.cli import (
     report,
     run,
     secagg,
+    study,
     worth,
 )
 from fairflare.cli.files import file_error, show_error
@@ -53,6 +54,7 @@ app.command(name="report")(report.report)
 app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)
 app.command(name="worth")(worth.worth)
+app.command(name="study")(study.study)
 app.command(name="pretrain")(pretrain.pretrain)
 app.add_typer(pretrain.app, name="weights")
 app.command(name="demo")(demo.demo)

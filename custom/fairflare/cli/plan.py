@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 from fairflare import presets, schema
 from fairflare.cli.files import write_new_plan
 from fairflare.errors import PlanError
+from fairflare.evaluation.exchanged import exchanged_words
 from fairflare.plan import Plan, parse_plan, read_plan
 from fairflare.policy import standard_policy
 
@@ -30,7 +32,7 @@ PlanFile = Annotated[Path, typer.Argument(help="A plan.json, or a job's folder t
 @app.command()
 def new(
     preset: Annotated[
-        str, typer.Option(help=f"What to start from: {', '.join(presets.PRESETS)}; or {_SHORT}.")
+        str, typer.Option(help=f"What to start from: a name that 'fairflare plan presets' lists; or {_SHORT}.")
     ] = "heart_flexfair",
     name: Annotated[str, typer.Option(help="Name of the new plan; by default the preset's.")] = "",
     to: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
@@ -50,6 +52,24 @@ def new(
     write_new_plan(_for_patients(plan) if patients else plan, to)
 
 
+@app.command(name="presets")
+def presets_() -> None:
+    """List what a new plan can start from: every method on every task, as in its paper and as in the authors' code.
+
+    A name that ends in _official is what the FlexFair authors' code does with that method, defects included.
+    """
+    told = ""
+    width = max(map(len, presets.PRESETS))
+    for name in sorted(presets.PRESETS):
+        task, words = presets.described(name)
+        if task != told:
+            typer.echo(f"{task}:")
+            told = task
+        job = "job" if name in presets.JOBS else "   "
+        typer.echo(f"  {name:{width}}  {job}  {words}")
+    typer.echo("job: shipped, in the folder jobs. The authors' code: FlexFair's, as it was published.")
+
+
 def _for_patients(plan: Plan) -> Plan:
     """The plan with the cells of the standard policy; the presets' data are public, so they hold nothing back."""
     policy = standard_policy(Path.home())
@@ -59,10 +79,13 @@ def _for_patients(plan: Plan) -> Plan:
 
 def _unknown_preset(preset: str) -> PlanError:
     near = difflib.get_close_matches(preset, _PRESETS, n=1, cutoff=0.4)
+    why = f"; the nearest valid name is '{near[0]}'" if near else ""
+    if preset.removesuffix("_official") in presets.REFUSED:
+        why = f", which cannot be: {presets.REFUSED[preset.removesuffix('_official')]}"
     return PlanError(
         "FF-PLAN-PRESET",
-        got=f"the preset '{preset}'" + (f"; the nearest valid name is '{near[0]}'" if near else ""),
-        expected=f"one of {', '.join(_PRESETS)}",
+        got=f"the preset '{preset}'{why}",
+        expected="a name that 'fairflare plan presets' lists",
         next_step="correct --preset",
     )
 
@@ -122,6 +145,17 @@ def _masking(plan: Plan) -> list[str]:
     ]
 
 
+def _parameters(plan: Plan) -> Iterator[tuple[str, object]]:
+    """Parameters of a method that has no penalties or claims, which have lines of their own."""
+    if not hasattr(plan.method, "penalties") and not hasattr(plan.method, "claims"):
+        yield from ((name, value) for name, value in plan.method if name != "name")
+
+
+def _value(value: object) -> str:
+    """A parameter as a plan has it, but for null."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def summary(plan: Plan) -> list[str]:
     """The plan in a few lines for a person who must decide on it."""
     training, federation = plan.training, plan.federation
@@ -142,8 +176,11 @@ def summary(plan: Plan) -> list[str]:
         f"{penalty.form} form, {penalty.reduction}, strength {penalty.strength:g}"
         for penalty in getattr(plan.method, "penalties", ())
     ]
+    lines += [f"  {name.replace('_', ' ')} {_value(value)}" for name, value in _parameters(plan)]
     if plan.method.counts_only:
         lines.append("  records are counted, and nothing is trained")
+    else:
+        lines += ["  sent beside the update:", *(f"    {words}" for words in exchanged_words(plan))]
     lines += [
         f"  claim: a gap of {claim.gap:g} in {claim.criterion} by {claim.attribute}"
         for claim in getattr(plan.method, "claims", ())

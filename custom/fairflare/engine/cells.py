@@ -28,6 +28,8 @@ from fairflare.fairness.groups import (
     Measure,
     Stratum,
     Sums,
+    group_index,
+    groups_of,
     image_strata,
     label_strata,
 )
@@ -106,12 +108,9 @@ class CellRule:
         sizes = {EVERYBODY: 1, **plan.sizes}
         self._tables = [(split, name, size) for split in SPLITS for name, size in sizes.items()]
         active = plan.cells.minimum > 1 or plan.cells.sites > 1 or any(m.attribute == HOSPITAL for m in measures)
-        own = sum(self._groups(measure) + 1 for measure in measures)
+        own = sum(groups_of(measure, plan.sizes) + 1 for measure in measures)
         scores = sum((size + 1) * plan.task.strata for _, _, size in self._tables)
         self.length = own + scores if active else 0
-
-    def _groups(self, measure: Measure) -> int:
-        return 1 if measure.attribute == HOSPITAL else self.plan.sizes[measure.attribute]
 
     def own(self, data: SiteData) -> tuple[Floats, Kept]:
         """The site's bits (length,) as it sends them, and what it may report itself."""
@@ -120,6 +119,8 @@ class CellRule:
         for measure in self.measures:
             count, total = self._counts(measure, data.training)
             kept, rest = kept_at_site(count, total, minimum)
+            if (left := self._left(measure, data.training)) is not None:
+                kept, rest = kept & (left == 0 or left >= minimum), left >= max(minimum, 1)
             measures[measure] = kept
             parts += [kept, np.array([rest and measure.attribute != HOSPITAL])]
         splits: dict[str, dict[str, Bits]] = {split: {} for split in SPLITS}
@@ -135,7 +136,7 @@ class CellRule:
         numbers, start = total.astype(np.int64), 0
         measures: dict[Measure, Bits] = {}
         for measure in self.measures:
-            size = self._groups(measure)
+            size = groups_of(measure, self.plan.sizes)
             part, start = numbers[start : start + size + 1], start + size + 1
             hospitals = measure.attribute == HOSPITAL
             least = max(self.plan.cells.sites, fewest_hospitals(self.plan) if hospitals else 1)
@@ -151,13 +152,18 @@ class CellRule:
             splits[split][name] = _whole(np.stack(columns, axis=1), table[:size])
         return Kept(measures, splits)
 
+    def _left(self, measure: Measure, records: Records) -> int | None:
+        """Records of everybody's sums that are in no sum of one label, which others are: these are a cell as well."""
+        labels = [one.label for one in self.measures if one.label >= 0]
+        if measure.attribute != EVERYBODY or measure.label >= 0 or not labels:
+            return None
+        return int((~np.isin(records.labels, labels)).sum())
+
     def _counts(self, measure: Measure, records: Records) -> tuple[Integers, int]:
         chosen = np.ones(len(records), dtype=bool) if measure.label < 0 else records.labels == measure.label
         total = int(chosen.sum())
-        if measure.attribute == HOSPITAL:
-            return np.array([total]), total
-        group = records.groups[measure.attribute][chosen]
-        return np.bincount(group[group >= 0], minlength=self._groups(measure)), total
+        group = group_index(measure, records.groups, len(records))[chosen]
+        return np.bincount(group[group >= 0], minlength=groups_of(measure, self.plan.sizes)), total
 
     def _evaluated(self, records: Records) -> dict[str, Integers]:
         """Records (K, S) by group and stratum for each attribute."""

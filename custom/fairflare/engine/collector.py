@@ -128,6 +128,21 @@ class Collector:
                 if site not in self._accepted:
                     self._refused.setdefault(site, missing)
 
+    def verify_enough(self, least: int, refusals: Sequence[Refusal]) -> None:
+        """Raise ``FF-ROUND-QUORUM`` unless ``least`` sites gave a usable answer; ``refusals``: of the round so far."""
+        usable, asked = len(self.accepted), len(self.targets)
+        if usable >= least:
+            return
+        who = f"sites asked: {asked}" if asked else "nobody was asked"
+        reasons = ", ".join(f"{refusal.site}: {refusal.code}" for refusal in refusals)
+        raise RoundError(
+            "FF-ROUND-QUORUM",
+            got=f"{usable} usable answers to {self.message.task} ({who}{'; ' if reasons else ''}{reasons})",
+            expected=f"at least {least}, the plan's min_sites",
+            next_step="start the sites that are missing, read the own logs of those named; then go on with "
+            "'fairflare run resume'",
+        )
+
     @property
     def accepted(self) -> tuple[str, ...]:
         """Sites whose replies are in the sums, sorted."""

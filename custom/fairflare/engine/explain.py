@@ -18,23 +18,19 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fairflare.engine.explain_traffic import Traffic, traffic
 from fairflare.engine.masked import params_of, update_codec
-from fairflare.engine.messages import (
-    MEASURE,
-    TRAIN,
-    TRAIN_ALONE,
-    Layout,
-    layout_of,
-)
+from fairflare.engine.messages import COMPARE, MEASURE, TRAIN, TRAIN_ALONE, Layout, layout_of
 from fairflare.errors import SecaggError
+from fairflare.evaluation.exchanged import server_words
+from fairflare.methods import UPDATE
+from fairflare.methods.base import OPEN_RISKS, PAIR_SUMS
 from fairflare.models import build, parameter_count
-from fairflare.plan import Masking, Plan
-from fairflare.plan.rules import OPEN_RISKS, PAIR_SUMS
+from fairflare.plan import Masking, Plan, method_of
 from fairflare.secagg.identity import KIT
 from fairflare.secagg.masking import add_masks
 from fairflare.secagg.params import Params, VectorParams, most_colluders, threshold
+from fairflare.secagg.parts import Words
 from fairflare.secagg.schedule import agree, pair_key
 
-UPDATE = "update"
 _HASH = bytes(32)
 #: Work that took longer than this is not repeated for a median.
 _PATIENCE = 1.0
@@ -180,16 +176,18 @@ def speed(layout: Layout, sites: int) -> Speed:
 def site_seconds(layout: Layout, sites: int) -> float:
     """Seconds that rounding and masking all vectors of a round take at a site, key agreement included."""
     params = params_of(layout, KIT)
-    labels = [label for task in (MEASURE, TRAIN, TRAIN_ALONE) for label in layout.tasks.get(task, ())]
-    vectors = list(map(params.vector, dict.fromkeys(labels)))
-    codec, keys = update_codec(layout.plan), _other_keys()
-    # A plan that only counts has no update.
-    length = layout.vectors[UPDATE].length if UPDATE in labels else 0
-    update = np.full(length, codec.clip / 3, dtype=np.float32)
+    tasks = (MEASURE, COMPARE, TRAIN, TRAIN_ALONE)
+    labels = [label for task in tasks for label in layout.tasks.get(task, ()) if label not in layout.parts]
+    vectors, keys = list(map(params.vector, dict.fromkeys(labels))), _other_keys()
+    lengths = {label: layout.vectors[label].length for label in (UPDATE, *layout.parts) if UPDATE in labels}
+    update = {label: np.full(length, 2.0**-20, dtype=np.float32) for label, length in lengths.items()}
+
+    def encoded() -> Words:
+        return update_codec(layout).encode(update, 1 << 20, os.urandom(32))
 
     def site() -> None:
         for one in vectors:
-            _masked(one, keys(sites - 1), codec.encode(update, 1 << 20, os.urandom(32))[0] if one.bits == 32 else None)
+            _masked(one, keys(sites - 1), encoded() if one.bits == 32 else None)
 
     return _seconds(site)
 
@@ -239,6 +237,13 @@ def _dropouts(plan: Plan, masking: Masking, params: Params, sites: int) -> Itera
     )
     if getattr(plan.method, "penalties", ()):
         text += f" While one is missing the last group sums act for up to {stale} more; then {action}."
+    elif plan.method.compares_sites:
+        text += " In a round in which one is missing no distances are opened, and no site's weight moves."
+    elif plan.method.measured_every > plan.training.rounds:
+        text += (
+            " Groups are counted in a session's first round: if one is missing there, no record is weighed in that "
+            "session" + (", and the run stops." if masking.when_stale == "stop" else ".")
+        )
     yield text
 
 
@@ -248,7 +253,13 @@ def _server_learns(plan: Plan, masking: Masking) -> Iterable[str]:
     if plan.cells.minimum > 1:
         yield f"For each group of patients, how many sites have {plan.cells.minimum} records of it or more."
     yield "Who dropped out and when, who refused with which code, and how long each answer took."
-    if plan.training.aggregation == "records":
+    yield from server_words(plan)
+    if method_of(plan).weighing == "own":
+        yield (
+            "The sum of weights of each set of survivors: where a site drops out, the difference is that site's own "
+            "weight, which follows from its number of records and from how far it is from all."
+        )
+    elif plan.training.aggregation == "records":
         yield (
             "The sum of weights of each set of survivors: where a site drops out, the difference is that site's number "
             f"of records, rounded to {_units(masking.weight_unit)}."
@@ -273,6 +284,9 @@ def _hospitals_learn(plan: Plan, masking: Masking, sites: int) -> Iterable[str]:
 def _equal_accuracy(plan: Plan, sites: int) -> Iterable[str]:
     """Rule 9: from few hospitals' sums of risks each can work out another's."""
     kind = plan.method.compares_hospitals
+    if plan.method.compares_sites:
+        yield from _distances(plan, sites)
+        return
     if kind is None:
         yield (
             "This plan does not compare hospitals with each other. Equal accuracy between hospitals would open the sum "
@@ -289,6 +303,18 @@ def _equal_accuracy(plan: Plan, sites: int) -> Iterable[str]:
         yield f"Weighted by records, it needs five hospitals; here each of {sites} knows the others' sum only."
     else:
         yield f"Each of the {sites} hospitals knows the sum of the {sites - 1} others' risks, and no single one."
+
+
+def _distances(plan: Plan, sites: int) -> Iterable[str]:
+    """The same for the sums of sites' distances from all."""
+    whose = "accuracy or Dice" if plan.method.compares_hospitals else "fairness"
+    yield f"Every round opens the sum of how far each hospital's {whose} is from that of all."
+    if OPEN_RISKS in plan.consents:
+        yield "By the plan's consent each hospital's part of it may be known to all: do not count on it being hidden."
+    elif sites == 3:
+        yield f"Of three, each hospital knows the sum of the two others' distances; they agreed to it ('{PAIR_SUMS}')."
+    else:
+        yield f"Each of the {sites} hospitals knows the sum of the {sites - 1} others' distances, and no single one."
 
 
 def _not_protected(plan: Plan) -> Iterable[str]:

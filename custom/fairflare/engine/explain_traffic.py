@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from fairflare.engine.masked import params_of
 from fairflare.engine.messages import (
+    COMPARE,
     CONFIRM,
+    COUNTED,
     EVALUATE,
     FINISH,
     JOIN,
@@ -22,6 +26,7 @@ from fairflare.engine.messages import (
     UNMASK,
     Layout,
 )
+from fairflare.methods import UPDATE
 from fairflare.secagg.envelope import Item, offer_data, opening_data, pack
 from fairflare.secagg.identity import KIT, development_identity
 from fairflare.secagg.params import Params
@@ -44,7 +49,10 @@ from fairflare.secagg.transcript import (
     signed_list,
 )
 
-UPDATE = "update"
+#: Bytes of one number of a vector in clear.
+ITEM: Final[Mapping[str, int]] = {"float32": 4, "float64": 8, "uint8": 1}
+#: A round of which ``explain`` tells the bytes; only the list of updates that were counted depends on it.
+_SECOND: Final = 1
 _HASH, _SIGNATURE, _KIT_SIGNATURE = bytes(32), bytes(64), bytes(256)
 
 
@@ -167,15 +175,34 @@ def traffic(layout: Layout, names: Sequence[str]) -> tuple[Traffic, ...]:
     method = layout.plan.method
     rounds = []
     if not method.lagged:
-        rounds.append(measured_round(layout, messages))
+        rounds.append(measured_round(layout, messages, number=_SECOND))
     if method.lagged or method.measured_every > 1:
-        rounds.append(round_alone(layout, messages))
+        rounds.append(round_alone(layout, messages, number=_SECOND))
     return (start(layout, messages), *rounds)
 
 
 def labels_of(layout: Layout, *, measured: bool) -> list[str]:
     """Vectors of a round that begins with an exchange of statistics, or of one that is a single trip."""
-    return [label for task in ((MEASURE, TRAIN) if measured else (TRAIN_ALONE,)) for label in layout.tasks[task]]
+    tasks = (MEASURE, COMPARE, TRAIN) if measured else (TRAIN_ALONE,)
+    return [label for task in tasks for label in _labels(layout, task)]
+
+
+def _labels(layout: Layout, task: str) -> list[str]:
+    """Vectors of a task with masks of their own: further parts of an update travel inside it."""
+    return [label for label in layout.tasks.get(task, ()) if label not in layout.parts]
+
+
+def inputs_bytes(layout: Layout, task: str, names: Sequence[str], number: int | None) -> int:
+    """Bytes of the tensors that go down with a task of round ``number``; without what depends on it for ``None``."""
+    inputs = layout.inputs(task)
+    counted = 0 if number is None or COUNTED not in inputs else counted_bytes(names, number)
+    return counted + sum(length * ITEM[dtype] for dtype, length in inputs.values())
+
+
+def counted_bytes(names: Sequence[str], number: int) -> int:
+    """Bytes of :data:`COUNTED` in round ``number``, if every site was counted in the one before."""
+    counted = {} if number == 0 else dict.fromkeys(names, number - 1)
+    return len(json.dumps(counted, sort_keys=True, separators=(",", ":")).encode("utf-8"))
 
 
 def start(layout: Layout, messages: Messages) -> Traffic:
@@ -204,30 +231,40 @@ def _start(layout: Layout, messages: Messages, labels: Sequence[str]) -> Traffic
     )
 
 
-def measured_round(layout: Layout, messages: Messages, following: Sequence[str] | None = None) -> Traffic:
-    """A round with statistics of its own; ``following``: what comes next, by default such a round (``()``: nothing)."""
-    measured, trained = list(layout.tasks[MEASURE]), list(layout.tasks[TRAIN])
-    risk = [messages.opening("risk_sums")] if "risk_sums" in measured else []
+def measured_round(
+    layout: Layout, messages: Messages, following: Sequence[str] | None = None, number: int | None = None
+) -> Traffic:
+    """A round with statistics of its own.
+
+    ``following``: what comes next, by default such a round (``()``: nothing). ``number``: as in :func:`inputs_bytes`.
+    """
+    measured, compared, trained = (_labels(layout, task) for task in (MEASURE, COMPARE, TRAIN))
+    down = {task: inputs_bytes(layout, task, messages.names, number) for task in (MEASURE, COMPARE, TRAIN)}
+    opened = [messages.opening("risk_sums")] if "risk_sums" in measured else []
+    trips = [
+        Trip(MEASURE, down[MEASURE] + _size(map(messages.keyset, measured)), _uploaded(messages, measured)),
+    ]
+    if compared:
+        asked = _size([*opened, *map(messages.keyset, compared)])
+        trips.append(Trip(COMPARE, down[COMPARE] + asked, _uploaded(messages, compared)))
+        opened = list(map(messages.opening, compared))
     closed = [label for label in trained if label != UPDATE]
-    return Traffic.of(
-        "round",
-        Trip(MEASURE, _model(layout) + _size(map(messages.keyset, measured)), _uploaded(messages, measured)),
-        Trip(
-            TRAIN,
-            _size([*risk, messages.dealers(), *map(messages.keyset, closed)]),
-            _uploaded(messages, trained),
-        ),
-        *_end_of_round(messages, [*measured, *trained] if following is None else following, []),
-    )
+    protocol = _size([*opened, messages.dealers(), *map(messages.keyset, closed)])
+    trips.append(Trip(TRAIN, down[TRAIN] + protocol, _uploaded(messages, trained)))
+    after = [*measured, *compared, *trained] if following is None else following
+    return Traffic.of("round", *trips, *_end_of_round(messages, after, []))
 
 
-def round_alone(layout: Layout, messages: Messages, following: Sequence[str] | None = None) -> Traffic:
-    """A round in one trip; ``following`` as in :func:`measured_round`."""
-    labels = list(layout.tasks[TRAIN_ALONE])
+def round_alone(
+    layout: Layout, messages: Messages, following: Sequence[str] | None = None, number: int | None = None
+) -> Traffic:
+    """A round in one trip; ``following`` and ``number`` as in :func:`measured_round`."""
+    labels = _labels(layout, TRAIN_ALONE)
     closed = [label for label in labels if label != UPDATE]
     risk = [messages.opening("risk_sums")] if "risk_sums" in labels else []
-    down = _model(layout) + _size([messages.dealers(), *map(messages.keyset, closed)])
+    protocol = _size([messages.dealers(), *map(messages.keyset, closed)])
     part = "round" if layout.plan.method.lagged else "round without group sums"
+    down = inputs_bytes(layout, TRAIN_ALONE, messages.names, number) + protocol
     trip = Trip(TRAIN_ALONE, down, _uploaded(messages, labels))
     return Traffic.of(part, trip, *_end_of_round(messages, labels if following is None else following, risk))
 
@@ -235,10 +272,11 @@ def round_alone(layout: Layout, messages: Messages, following: Sequence[str] | N
 def evaluation(layout: Layout, messages: Messages) -> Traffic:
     """The final evaluation, and the models that every site keeps; the run's record comes on top of the latter."""
     labels = list(layout.tasks[EVALUATE])
+    down = {task: inputs_bytes(layout, task, messages.names, None) for task in (EVALUATE, FINISH)}
     return Traffic.of(
         "end",
-        Trip(EVALUATE, _model(layout) + _size(map(messages.keyset, labels)), _uploaded(messages, labels)),
-        Trip(FINISH, _model(layout), _size([])),
+        Trip(EVALUATE, down[EVALUATE] + _size(map(messages.keyset, labels)), _uploaded(messages, labels)),
+        Trip(FINISH, down[FINISH], _size([])),
     )
 
 
@@ -282,10 +320,6 @@ def _end_of_round(messages: Messages, following: Sequence[str], opened: Sequence
 
 def _uploaded(messages: Messages, labels: Sequence[str]) -> int:
     return _vectors(messages.params, labels) + _size(map(messages.upload, labels))
-
-
-def _model(layout: Layout) -> int:
-    return 4 * layout.vectors[UPDATE].length
 
 
 def _vectors(params: Params, labels: Iterable[str]) -> int:

@@ -67,7 +67,7 @@ class CountingCoordinator(Coordinator):
         number, joined = self.record.next_round, self._last.accepted
         bits = self._last.opened()["cells"].total
         self._begin(number)
-        yield from self._phase(MEASURE, number, joined, vectors=self._inputs(bits))
+        yield from self._phase(MEASURE, number, joined, vectors=self._bits(bits))
         if self._last.accepted != joined:
             raise RoundError(
                 "FF-ROUND-QUORUM",
@@ -80,7 +80,7 @@ class CountingCoordinator(Coordinator):
         self.store.save(self.record)
         self.store.progress("counted", sites=list(joined))
 
-    def _inputs(self, bits: Floats) -> Mapping[str, np.ndarray]:
+    def _bits(self, bits: Floats) -> Mapping[str, np.ndarray]:
         return {"totals": bits}
 
 
@@ -90,6 +90,6 @@ class MaskedCountingCoordinator(CountingCoordinator, MaskedCoordinator):
     def _labels(self, number: int) -> list[str]:
         return [VOCABULARY]
 
-    def _inputs(self, bits: Floats) -> Mapping[str, np.ndarray]:
+    def _bits(self, bits: Floats) -> Mapping[str, np.ndarray]:
         self._masks.keyset_closed([VOCABULARY])
         return {}

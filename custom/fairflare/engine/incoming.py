@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fairflare.engine.messages import (
+    COMPARE,
     EVALUATE,
     FINISH,
     JOIN,
@@ -39,7 +40,7 @@ def verify_message(message: Message, layout: Layout, joined: tuple[str, int] | N
             raise refused("SESSION", "a task of another session", "the session that this site joined")
         _verify_round(message, layout.plan.training.rounds)
     _verify_inputs(message, layout)
-    if message.task in (TRAIN, STEP, TRAIN_ALONE) and not layout.plan.protection.masked:
+    if message.task in (TRAIN, STEP, TRAIN_ALONE, COMPARE) and not layout.plan.protection.masked:
         _verify_numbers(message.numbers, 1 if message.task == TRAIN_ALONE or joined is None else joined[1])
 
 

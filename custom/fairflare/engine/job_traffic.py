@@ -12,33 +12,47 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fairflare.engine.explain_traffic import (
+    ITEM,
     Messages,
     Trip,
+    counted_bytes,
     counting,
     evaluation,
+    inputs_bytes,
     labels_of,
     measured_round,
     round_alone,
     start,
 )
-from fairflare.engine.masked import params_of
-from fairflare.engine.messages import EVALUATE, FINISH, JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE, Layout
+from fairflare.engine.masked import params_of, update_codec
+from fairflare.engine.messages import (
+    COMPARE,
+    EVALUATE,
+    FINISH,
+    JOIN,
+    MEASURE,
+    STEP,
+    TRAIN,
+    TRAIN_ALONE,
+    Layout,
+)
 from fairflare.evaluation.rehearsal import Leaving, TaskBytes
+from fairflare.methods import UPDATE
 from fairflare.plan import Plan
 from fairflare.secagg.identity import KIT
 from fairflare.secagg.protection import VectorSpec
 
-_ITEM = {"float32": 4, "float64": 8, "uint8": 1}
-
 
 def job_messages(layout: Layout, sites: int) -> tuple[TaskBytes, ...]:
     """The messages of a whole job by task, in the order in which they first come."""
-    trips = list(_masked(layout, sites) if layout.plan.protection.masked else _clear(layout))
+    names = [f"site-{number}" for number in range(1, sites + 1)]
+    trips = list(_masked(layout, names) if layout.plan.protection.masked else _clear(layout))
     result = []
     for task in dict.fromkeys(one.task for _, one in trips):
         same = [(times, one) for times, one in trips if one.task == task]
         often = sum(times for times, _ in same)
         down, up = sum(times * one.down for times, one in same), sum(times * one.up for times, one in same)
+        down += sum(_counted(layout, task, names))
         vectors = often * sum(vector_bytes(layout, spec) for spec in layout.tasks[task].values())
         result.append(TaskBytes(task, often, down, up, up - vectors))
     return tuple(result)
@@ -52,9 +66,13 @@ def job_vectors(layout: Layout, messages: Sequence[TaskBytes]) -> tuple[Leaving,
 
 
 def vector_bytes(layout: Layout, spec: VectorSpec) -> int:
-    """Bytes of a vector on its way up."""
+    """Bytes of a vector on its way up; with masks those of an update's further parts are inside it, and its weight."""
     if not layout.plan.protection.masked:
-        return spec.length * _ITEM[spec.dtype]
+        return spec.length * ITEM[spec.dtype]
+    if spec.label in layout.parts:
+        return 4 * spec.length
+    if spec.label == UPDATE:
+        return 4 * (spec.length + 1)
     words = params_of(layout, KIT).vector(spec.label)
     return words.length * words.bits // 8
 
@@ -63,8 +81,20 @@ def _leaving(layout: Layout, task: str, spec: VectorSpec, times: int) -> Leaving
     size = vector_bytes(layout, spec)
     if not layout.plan.protection.masked:
         return Leaving(task, spec.label, spec.length, spec.dtype, "clear", 0, 0.0, size, times)
+    if spec.label in layout.parts:
+        codec, _ = update_codec(layout).parts[spec.label]
+        return Leaving(task, spec.label, spec.length, spec.dtype, "open", 32, codec.clip, size, times)
     words = params_of(layout, KIT).vector(spec.label)
     return Leaving(task, spec.label, spec.length, spec.dtype, words.mode, words.bits, words.clip, size, times)
+
+
+def _counted(layout: Layout, task: str, names: Sequence[str]) -> Iterator[int]:
+    """Bytes of the list of updates that were counted, for each round in which a task brings it."""
+    plan = layout.plan
+    if plan.method.settles and task in (TRAIN, TRAIN_ALONE):
+        for number in range(plan.training.rounds):
+            if is_measured(plan, number) == (task == TRAIN):
+                yield counted_bytes(names, number)
 
 
 def is_measured(plan: Plan, number: int) -> bool:
@@ -83,9 +113,9 @@ def lock_steps(plan: Plan) -> int:
 # --------------------------------------------------------------------------------------------------------- with masks
 
 
-def _masked(layout: Layout, sites: int) -> Iterator[tuple[int, Trip]]:
+def _masked(layout: Layout, names: Sequence[str]) -> Iterator[tuple[int, Trip]]:
     """Trips, each with how often it comes."""
-    messages = Messages(params_of(layout, KIT), [f"site-{number}" for number in range(1, sites + 1)])
+    messages = Messages(params_of(layout, KIT), names)
     if layout.plan.method.counts_only:
         yield from ((1, trip) for trip in counting(layout, messages).trips)
         return
@@ -119,12 +149,13 @@ def _clear(layout: Layout) -> Iterator[tuple[int, Trip]]:
         return
     measured = sum(is_measured(plan, number) for number in range(rounds))
     times = {
-        JOIN: 1, MEASURE: measured, STEP: measured * lock_steps(plan), TRAIN: measured,
+        JOIN: 1, MEASURE: measured, COMPARE: measured * plan.method.compares_sites,
+        STEP: measured * lock_steps(plan), TRAIN: measured,
         TRAIN_ALONE: rounds - measured, EVALUATE: 1, FINISH: 1,
     }  # fmt: skip
     yield from ((often, _clear_trip(layout, task)) for task, often in times.items() if often)
 
 
 def _clear_trip(layout: Layout, task: str) -> Trip:
-    down = sum(length * _ITEM[dtype] for dtype, length in layout.inputs(task).values())
+    down = inputs_bytes(layout, task, (), None)
     return Trip(task, down, sum(vector_bytes(layout, spec) for spec in layout.tasks[task].values()))

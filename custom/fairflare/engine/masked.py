@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fairflare.engine.messages import Layout, Message
+from fairflare.engine.messages import COMPARE, STEP, TRAIN, TRAIN_ALONE, Layout, Message
 from fairflare.errors import SecaggError
+from fairflare.methods import UPDATE
 from fairflare.plan import Masking, Plan
 from fairflare.secagg.envelope import Item
 from fairflare.secagg.fixedpoint import STATISTICS_FRACTION_BITS, UpdateCodec
 from fairflare.secagg.params import Params, VectorParams
+from fairflare.secagg.parts import PartsCodec
 from fairflare.secagg.protection import Floats, VectorSpec
 from fairflare.secagg.schedule import task_digest, tensor_digest
 
@@ -23,7 +25,8 @@ ACT, NONE = "act", "none"
 #: Whether the optimiser's state goes on from the last round, as ``Message.text["optimizer"]`` says it: at all sites, or
 #: at none. Otherwise rounds that one site alone was left out of could make the others' updates vanish beside its own.
 KEEP, RESET = "keep", "reset"
-UPDATE = "update"
+#: Sums that act: of groups, and of sites' distances from them.
+TOTALS, DISTANCES = "totals", "distances"
 #: Closed vectors that decide about later ones: what a site was shown as their parts is an input of its work.
 DECIDING = ("counts", "cells")
 
@@ -40,10 +43,14 @@ def masking_of(plan: Plan) -> Masking:
     return plan.protection.masking
 
 
-def update_codec(plan: Plan) -> UpdateCodec:
-    """How updates become words."""
-    masking = masking_of(plan)
-    return UpdateCodec(masking.clip, masking.norm_clip)
+def update_codec(layout: Layout) -> PartsCodec:
+    """How the update and its further parts become words."""
+    masking = masking_of(layout.plan)
+    codecs = {UPDATE: (UpdateCodec(masking.clip, masking.norm_clip), layout.vectors[UPDATE].length)}
+    for label, part in layout.parts.items():
+        clip = masking.clip if part.clip is None else part.clip
+        codecs[label] = (UpdateCodec(clip, None), part.length)
+    return PartsCodec(codecs)
 
 
 def oldest_totals(plan: Plan) -> int:
@@ -54,14 +61,15 @@ def oldest_totals(plan: Plan) -> int:
 def params_of(layout: Layout, identities: str) -> Params:
     """What every JOIN of the job must say; ``identities`` is ``kit`` or ``development``."""
     plan = layout.plan
-    masking, codec = masking_of(plan), update_codec(plan)
+    masking = masking_of(plan)
 
     def vector(spec: VectorSpec) -> VectorParams:
-        if spec.dtype == "float32":
-            return VectorParams(spec.label, "open", spec.length + 1, 32, codec.fraction_bits, codec.clip)
+        if spec.label == UPDATE:
+            return update_codec(layout).vector(UPDATE)
         return VectorParams(spec.label, "closed", spec.length, 64, STATISTICS_FRACTION_BITS, 0.0)
 
-    vectors = tuple(vector(spec) for _, spec in sorted(layout.vectors.items()))
+    own = {label: spec for label, spec in layout.vectors.items() if label not in layout.parts}
+    vectors = tuple(vector(spec) for _, spec in sorted(own.items()))
     return Params(
         plan.sha256, identities, plan.federation.min_sites, masking.colluders, masking.weight_unit,
         masking.norm_clip or 0.0, vectors,
@@ -73,8 +81,8 @@ def coarse_records(records: int, unit: int) -> int:
     return max(1, (2 * records + unit) // (2 * unit)) * unit
 
 
-def inputs_digest(message: Message, totals: Floats | None, openings: Mapping[str, bytes]) -> bytes:
-    """D of a task: every tensor, number and text that the site's work depends on, and the totals that act.
+def inputs_digest(message: Message, acting: Mapping[str, Floats], openings: Mapping[str, bytes]) -> bytes:
+    """D of a task: every tensor, number and text that the site's work depends on, and the sums that act, by label.
 
     ``openings``: what was opened of each vector of :data:`DECIDING` so far (:func:`opening_digest`). A colluding site
     can sign two versions of its part, so two sites could be shown two totals; then their views differ here. And where
@@ -82,8 +90,7 @@ def inputs_digest(message: Message, totals: Floats | None, openings: Mapping[str
     model of ``train`` came with ``measure``; here its hash stands for it.
     """
     vectors: dict[str, np.ndarray] = dict(message.vectors)
-    if totals is not None:
-        vectors["totals"] = totals
+    vectors.update(acting)
     tensors = [_tensor(label, values) for label, values in vectors.items()]
     numbers = [(name, struct.pack(">d", value)) for name, value in message.numbers.items()]
     texts = [(name, value.encode("utf-8")) for name, value in message.text.items()]
@@ -101,6 +108,11 @@ def _tensor(label: str, values: np.ndarray) -> bytes:
     return tensor_digest(label, little.dtype.str, values.shape, little.data.cast("B"))
 
 
-def label_steps(labels: Mapping[str, object], params: Params, mode: str) -> list[str]:
-    """Those of ``labels`` that travel in ``mode``, in a fixed order."""
-    return sorted(label for label in labels if params.vector(label).mode == mode)
+def label_steps(labels: Iterable[str], params: Params, mode: str) -> list[str]:
+    """Those of ``labels`` that travel in ``mode`` as vectors of their own, in a fixed order."""
+    return sorted(one.label for one in params.vectors if one.label in set(labels) and one.mode == mode)
+
+
+def sums_in(task: str) -> tuple[str, ...]:
+    """Statistics of all sites that act in a task, under the names by which its D binds them."""
+    return {STEP: (TOTALS,), COMPARE: (TOTALS,), TRAIN: (TOTALS, DISTANCES), TRAIN_ALONE: (TOTALS,)}.get(task, ())

@@ -9,15 +9,16 @@ which fewer remain is lost: nothing of it is opened, its number is never used ag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fairflare.engine.collector import Sums
-from fairflare.engine.masked import ACT, KEEP, NONE, RESET, UPDATE, masking_of, oldest_totals
+from fairflare.engine.masked import ACT, DISTANCES, KEEP, NONE, RESET, TOTALS, masking_of, oldest_totals, sums_in
 from fairflare.engine.masked_server import RISK, MaskedServer
 from fairflare.engine.messages import (
+    COMPARE,
     CONFIRM,
     COUNTS,
     EVALUATE,
@@ -27,16 +28,15 @@ from fairflare.engine.messages import (
     PREPARE,
     SESSION,
     SHARE,
-    STEP,
     TRAIN,
     TRAIN_ALONE,
     UNMASK,
     Message,
 )
-from fairflare.engine.rounds import is_measured
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.errors import RoundError, SecaggError
 from fairflare.fairness.groups import CellSums, Floats, pack, unpack
+from fairflare.methods import UPDATE
 from fairflare.plan import Plan
 from fairflare.record import LostRound, changed
 from fairflare.secagg.protection import Opened
@@ -52,12 +52,19 @@ class MaskedCoordinator(Coordinator):
         self._masks = MaskedServer(self.layout, start.trust, start.session)
         self._risk: Floats | None = None
         self._risk_round = -1
+        self._distances: Floats | None = None
+        self._share = 1.0
         self._participants: Participants = {}
         self._trained: tuple[int, tuple[str, ...]] = (-1, ())
 
     def _addressed(self, message: Message) -> tuple[Message, Sums]:
-        totals = self._acting(message) if message.task in (TRAIN, STEP, TRAIN_ALONE) else None
-        return self._masks.addressed(message, totals)
+        acting = {}
+        for name in sums_in(message.task):
+            if name == TOTALS:
+                acting[name] = self._acting(message)
+            elif self._distances is not None:
+                acting[name] = self._distances
+        return self._masks.addressed(message, acting)
 
     # -------------------------------------------------------------------------------------------------------- session
 
@@ -104,13 +111,18 @@ class MaskedCoordinator(Coordinator):
         if number >= self.plan.training.rounds:
             tasks: tuple[str, ...] = (EVALUATE,)
         else:
-            tasks = (MEASURE, TRAIN) if is_measured(self.plan, self.record.sessions[-1], number) else (TRAIN_ALONE,)
-        return sorted(label for task in tasks for label in self.layout.tasks[task])
+            tasks = (MEASURE, COMPARE, TRAIN) if self._measures(number) else (TRAIN_ALONE,)
+        return sorted({label for task in tasks for label in self.layout.tasks.get(task, ())} - set(self.layout.parts))
+
+    def _measures(self, number: int) -> bool:
+        """Also as long as a site was missing whenever it was time to: rare statistics are not put off to the next."""
+        missing = self._risk is None and RISK in self.layout.vectors and not self.plan.method.lagged
+        return missing or super()._measures(number)
 
     # ---------------------------------------------------------------------------------------------------------- rounds
 
     def _round(self, number: int) -> Iterator[Phase]:
-        self._participants = {}
+        self._participants, self._distances = {}, None
         try:
             yield from super()._round(number)
         except (RoundError, SecaggError) as problem:
@@ -147,13 +159,18 @@ class MaskedCoordinator(Coordinator):
         self, task: str, number: int, targets: Sequence[str], *, model: bool = False, totals: bool = False
     ) -> Iterator[Phase]:
         """One phase of a round; afterwards ``self._participants`` has who answered."""
-        text = {}
+        text, vectors = {}, {"model": self.model} if model else {}
+        trains = task in (TRAIN, TRAIN_ALONE)
         if totals:
-            text = {"totals": ACT if self._usable(number) else NONE, "optimizer": self._state(number, targets)}
-        vectors = {"model": self.model} if model else {}
+            text["totals"] = ACT if self._usable(number) else NONE
+        if trains:
+            text["optimizer"] = self._state(number, targets)
+            vectors |= self._inputs()
+            if self.plan.method.compares_sites:
+                text[DISTANCES] = NONE if self._distances is None else ACT
         yield from self._phase(task, number, targets, vectors=vectors, text=text)
         self._participants[task] = self._last.accepted
-        if totals:
+        if trains:
             self._trained = number, self._last.accepted
 
     def _state(self, number: int, targets: Sequence[str]) -> str:
@@ -168,6 +185,8 @@ class MaskedCoordinator(Coordinator):
         yield from self._ask(MEASURE, number, self._cohort, model=True)
         measured, cohort = self._last.opened(), self._last.accepted
         self._take_totals(number, measured)
+        if self.plan.method.compares_sites and self._risk_round == number:
+            cohort = yield from self._compared(number, cohort)
         self._masks.dealers()
         self._masks.keyset_closed(self.layout.tasks[TRAIN])
         yield from self._ask(TRAIN, number, cohort, totals=True)
@@ -175,6 +194,16 @@ class MaskedCoordinator(Coordinator):
         acted = self._risk_round if self._usable(number) else None
         yield from self._unmask(number, trained)
         self._finish_round(number, measured, trained, acted)
+
+    def _compared(self, number: int, cohort: Sequence[str]) -> Generator[Phase, None, tuple[str, ...]]:
+        """Let sites tell their distances from the sums that were opened; returns who goes on."""
+        self._masks.keyset_closed(self.layout.tasks[COMPARE])
+        yield from self._ask(COMPARE, number, cohort, totals=True)
+        opened = self._last.opened()
+        if DISTANCES in opened:
+            self._distances = opened[DISTANCES].total
+            self._masks.opening(DISTANCES)
+        return self._last.accepted
 
     def _round_alone(self, number: int) -> Iterator[Phase]:
         yield from self._keyed(number)
@@ -197,9 +226,13 @@ class MaskedCoordinator(Coordinator):
         if UPDATE in following and self._masks.has_keys([UPDATE], self.active):
             self._masks.keyset_open()
         yield from self._ask(UNMASK, number, self._last.accepted)
-        trained[UPDATE], survivors = self._masks.unmasked()
+        opened, self._share = self._masks.unmasked()
+        trained |= opened
         task = TRAIN if TRAIN in self._participants else TRAIN_ALONE
-        self._participants[task] = survivors
+        self._participants[task] = opened[UPDATE].sites
+
+    def _share_of(self, update: Opened) -> float:
+        return self._share
 
     def _finish_round(
         self, number: int, measured: Mapping[str, Opened], trained: Mapping[str, Opened], acted: int | None

@@ -10,20 +10,21 @@ import numpy as np
 
 from fairflare.engine.masked import (
     DECIDING,
+    DISTANCES,
     KEEP,
-    UPDATE,
     inputs_digest,
     label_steps,
     opening_digest,
     params_of,
     update_codec,
 )
-from fairflare.engine.masked_site import verify_bits
+from fairflare.engine.masked_site import verify_bits, verify_each_once
 from fairflare.engine.messages import JOIN, Layout, Message, Reply
 from fairflare.errors import RoundError
 from fairflare.fairness.groups import Floats
+from fairflare.methods import UPDATE
 from fairflare.secagg.envelope import UP, Item, offer_data, opening_data, pack, unpack
-from fairflare.secagg.fixedpoint import StatisticsCodec
+from fairflare.secagg.fixedpoint import UPDATE_BITS, StatisticsCodec
 from fairflare.secagg.identity import Trust
 from fairflare.secagg.params import is_words
 from fairflare.secagg.protection import Opened
@@ -51,7 +52,6 @@ class MaskedServer:
         self.layout = layout
         self.params = params_of(layout, trust.kind)
         self.session = ServerSession(self.params, job, trust)
-        self._codec = update_codec(layout.plan)
         self._steps: dict[str, int] = {}
         self._items: list[Item] = []
         self._leaving: dict[str, int] = {}
@@ -112,14 +112,14 @@ class MaskedServer:
         """Pass the consents on; sites answer the next message with shares."""
         self._items.append(Item("confirms", self._update, self.session.confirms(self._update)))
 
-    def addressed(self, message: Message, totals: Floats | None) -> tuple[Message, MaskedSums]:
+    def addressed(self, message: Message, acting: Mapping[str, Floats]) -> tuple[Message, MaskedSums]:
         """The message with everything queued for it, and what its replies are added to."""
         message = replace(message, protocol=pack(self._items) if self._items else b"")
         bound = self._openings
         if message.text.get("optimizer") == KEEP:
             bound["state"] = self._state
         for number in self._leaving.values():
-            self.session.expect(number, inputs_digest(message, totals, bound), message.task)
+            self.session.expect(number, inputs_digest(message, acting, bound), message.task)
         if UPDATE in self._leaving:
             self._state = self.session.view_of(self._leaving[UPDATE])
         sums = MaskedSums(self, dict(self._leaving), self._answers(message.task))
@@ -160,11 +160,12 @@ class MaskedServer:
         """Whether all ``sites`` dealt shares for the newest step of the update."""
         return UPDATE in self._steps and set(sites) <= set(self.session.with_shares(self._steps[UPDATE]))
 
-    def unmasked(self) -> tuple[Opened, tuple[str, ...]]:
-        """The update's weighted mean over its survivors (weight 1), and who they are."""
+    def unmasked(self) -> tuple[dict[str, Opened], float]:
+        """Weighted means over the survivors (weight 1) of the update and its parts; and their part of all weights."""
         words, sites = self.session.unmasked(self._update)
-        mean, _ = self._codec.decode(words.astype(np.uint32, copy=False), len(sites))
-        return Opened(mean, 1.0, sites), sites
+        means, weight = update_codec(self.layout).decode(words.astype(np.uint32, copy=False), len(sites))
+        share = weight / (1 << UPDATE_BITS)
+        return {label: Opened(mean, 1.0, sites) for label, mean in means.items()}, share
 
     def closed(self, label: str, number: int) -> Opened:
         """The sum of a closed step over the whole roster; raises while a site is missing."""
@@ -172,6 +173,8 @@ class MaskedServer:
         total = StatisticsCodec(len(sites)).decode(self.session.opened(number).astype(np.uint64, copy=False))
         if label == "cells":
             verify_bits(total, len(sites))
+        if label == DISTANCES:
+            verify_each_once(total, len(sites))
         if (total < 0).any():
             raise RoundError(
                 "FF-ROUND-RANGE",

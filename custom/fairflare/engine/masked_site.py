@@ -11,12 +11,14 @@ import numpy as np
 
 from fairflare.data.manifest import SiteData
 from fairflare.engine.cells import CellRule, Kept
+from fairflare.engine.counted import CountedUpdates
 from fairflare.engine.incoming import refused
 from fairflare.engine.masked import (
     ACT,
     DECIDING,
+    DISTANCES,
     KEEP,
-    UPDATE,
+    TOTALS,
     coarse_records,
     inputs_digest,
     label_steps,
@@ -24,11 +26,13 @@ from fairflare.engine.masked import (
     oldest_totals,
     opening_digest,
     params_of,
+    sums_in,
     update_codec,
 )
-from fairflare.engine.messages import JOIN, STEP, TRAIN, TRAIN_ALONE, Layout, Message
+from fairflare.engine.messages import JOIN, Layout, Message
 from fairflare.errors import SecaggError
 from fairflare.fairness.groups import Floats
+from fairflare.methods import UPDATE
 from fairflare.secagg.envelope import DOWN, Item, pack, parse_offer, parse_opening, unpack
 from fairflare.secagg.fixedpoint import StatisticsCodec
 from fairflare.secagg.identity import Identity, Trust
@@ -83,6 +87,8 @@ class MaskedSite(SiteProtection):
         self.params = params_of(layout, identity.kind)
         self.rule = CellRule(layout.plan, layout.method.measures())
         self.totals_round = -1
+        self.sent: dict[str, Floats] = {}
+        self.counted = CountedUpdates()
         self._kept: Kept | None = None
         self.cells: Floats | None = None
         self._own_kept: Kept | None = None
@@ -94,7 +100,9 @@ class MaskedSite(SiteProtection):
         self._later: list[Item] = []
         self._message: Message | None = None
         self._totals: Floats | None = None
+        self._distances: tuple[int, Floats] | None = None
         self._weights: tuple[int, int] = (0, 0)
+        self._records = 0.0
         self._openings: dict[str, bytes] = {}
         self._trained: int | None = None
         self._state = b""
@@ -121,7 +129,8 @@ class MaskedSite(SiteProtection):
             self._identity, self._trust, self.params, self._memory, message.session, cohort_changes=self._changes
         )
         self._session, self._steps, self._totals, self.totals_round = session, {}, None, -1
-        self._kept, self.cells, self._weights = None, None, (0, 0)
+        self._kept, self.cells, self._weights, self._records = None, None, (0, 0), 0.0
+        self._distances, self.sent, self.counted = None, {}, CountedUpdates()
         self._openings, self._trained, self._state = {}, None, b""
         self._answers = [Item("join", 0, session.join())]
 
@@ -138,14 +147,18 @@ class MaskedSite(SiteProtection):
             session.dealers(item.number, item.data)
         elif item.kind == "survivors":
             self._answers.append(Item("confirm", item.number, session.confirm(item.number, item.data)))
+            self.counted.confirmed(session.round_of(item.number), session.survivors(item.number))
         elif item.kind == "confirms":
             self._answers.append(Item("unmask", item.number, session.unmask(item.number, item.data)))
+            self.counted.opened(session.round_of(item.number))
         else:
             self._later.append(item)
 
     def _open(self, session: SiteSession, item: Item) -> None:
         vector = session.vector(item.number)
-        again = vector.label == "risk_sums" and self.totals_round == session.round_of(item.number)
+        round_ = session.round_of(item.number)
+        again = vector.label == "risk_sums" and self.totals_round == round_
+        again |= vector.label == DISTANCES and self._distances is not None and self._distances[0] == round_
         if again or self._openings.get(vector.label) == opening_digest(item):
             return  # this site has these already; the message is for one that does not
         if vector.label in self._openings:
@@ -157,13 +170,17 @@ class MaskedSite(SiteProtection):
             self._openings[vector.label] = opening_digest(item)
         if vector.label == "counts":
             self._weights = (self._weights[0], round(total[-1]))
+            self._records = float(total[0])
         elif vector.label == "cells":
             verify_bits(total, len(session.roster))
             self.cells = total
             if self._own_kept is not None:
                 self._kept = self.rule.kept(total) & self._own_kept
         elif vector.label == "risk_sums":
-            self._totals, self.totals_round = total, session.round_of(item.number)
+            self._totals, self.totals_round = total, round_
+        elif vector.label == DISTANCES:
+            verify_each_once(total, len(session.roster))
+            self._distances = round_, total
 
     # --------------------------------------------------------------------------------------------- for the local work
 
@@ -205,6 +222,14 @@ class MaskedSite(SiteProtection):
         own, total = self._weight()
         return own / total
 
+    @property
+    def mean_records(self) -> float:
+        """Training records of a site in the mean, from the verified opening of all sites' counts."""
+        sites = len(self._running().roster)
+        if self._records < 1:
+            refuse("WEIGHT", "a task before the counts were opened", "the verified sum of all sites' counts")
+        return self._records / sites
+
     def _weight(self) -> tuple[int, int]:
         sites = len(self._running().roster)
         own, total = self._weights
@@ -228,6 +253,26 @@ class MaskedSite(SiteProtection):
             refuse("TOTALS", got, f"totals that are at most {oldest} rounds old, or none where there are none")
         return np.zeros(length) if self._totals is None or not act else self._totals
 
+    def distances(self, message: Message) -> Floats | None:
+        """Sums of this round's distances, as this site added them up itself; ``None`` where none were opened."""
+        known = self._distances is not None and self._distances[0] == message.round
+        if (message.text.get(DISTANCES) == ACT) != known:
+            got = "a round that is to go on with distances this site does not have" if not known else "a round without"
+            refuse("TOTALS", got, "this round's distances, or none where they were not opened")
+        return self._distances[1] if known and self._distances is not None else None
+
+    def _acting(self, message: Message) -> dict[str, Floats]:
+        """Sums of all sites that act in a task, by the names under which its D binds them."""
+        acting = {}
+        for name in sums_in(message.task):
+            if name == TOTALS:
+                acting[name] = self.totals(message)
+            elif self.layout.plan.method.compares_sites:
+                found = self.distances(message)
+                if found is not None:
+                    acting[name] = found
+        return acting
+
     # -------------------------------------------------------------------------------------------- after the local work
 
     def withheld(self, task: str) -> tuple[str, ...]:
@@ -245,7 +290,8 @@ class MaskedSite(SiteProtection):
             raise RuntimeError("protect() before receive()")
         payloads: dict[str, Payload] = {}
         if specs:
-            words = {label: self._encoded(label, vectors[label].values, message) for label in specs}
+            labels = [label for label in specs if label not in self.layout.parts]
+            words = {label: self._encoded(label, vectors, message) for label in labels}
             payloads = self._uploaded(message, words)
         if self._later:
             self._start(self._later, message)
@@ -253,7 +299,6 @@ class MaskedSite(SiteProtection):
 
     def _uploaded(self, message: Message, words: Mapping[str, Words]) -> dict[str, Payload]:
         session = self._running()
-        totals = self.totals(message) if message.task in (TRAIN, STEP, TRAIN_ALONE) else None
         order = [(self._steps.get(label, -1), words[label]) for label in words]
         # The memory knows a question by its round, and the step's round is what the server offered it as.
         if any(session.round_of(number) != message.round for number, _ in order):
@@ -261,20 +306,28 @@ class MaskedSite(SiteProtection):
         bound = dict(self._openings)
         if message.text.get("optimizer") == KEEP:
             bound["state"] = self._state
-        signed = session.upload(order, inputs_digest(message, totals, bound), message.task)
+        signed = session.upload(order, inputs_digest(message, self._acting(message), bound), message.task)
         if UPDATE in words:
             self._trained, self._state = message.round, session.view_of(self._steps[UPDATE])
         for (number, _), one in zip(order, signed, strict=True):
             self._answers.append(Item("upload", number, one.encoded()))
         return {label: Payload(words[label], None) for label in words}
 
-    def _encoded(self, label: str, values: np.ndarray, message: Message) -> Words:
-        if self.params.vector(label).mode == "closed":
-            return StatisticsCodec(len(self._running().roster)).encode(values)
-        codec, (own, total) = update_codec(self.layout.plan), self._weight()
+    def _encoded(self, label: str, vectors: Mapping[str, Weighted], message: Message) -> Words:
+        sites = len(self._running().roster)
+        if label != UPDATE:
+            return StatisticsCodec(sites).encode(vectors[label].values)
+        codec = update_codec(self.layout)
+        if self.layout.method.weighing == "own":  # nobody checks it, but sites together cannot overflow
+            weight = int(codec.first.weight(1, sites) * vectors[UPDATE].weight)
+        else:
+            weight = codec.first.weight(*self._weight())
         seed = seed_for(self.layout.plan.training.seed, "rounding", self.name, message.round)
         # Rounding is not secret: seeded, it lets the same plan give the same model twice.
-        words, _ = codec.encode(values, codec.weight(own, total), hashlib.sha256(seed.to_bytes(16, "little")).digest())
+        key = hashlib.sha256(seed.to_bytes(16, "little")).digest()
+        parts = {name: vectors[name].values for name in (UPDATE, *self.layout.parts)}
+        words = codec.encode(parts, weight, key)
+        self.sent = codec.parts_of(words) if self.layout.parts else {}
         return words
 
     def _start(self, items: list[Item], message: Message) -> None:
@@ -300,6 +353,12 @@ def verify_bits(total: Floats, sites: int) -> None:
     """Raise ``FF-SECAGG-RANGE`` unless ``total`` can be a sum of one bit of each site."""
     if not ((total >= 0) & (total <= sites) & (total == np.floor(total))).all():
         refuse("RANGE", "a sum of bits that no sites can have sent", f"whole numbers from 0 to {sites}")
+
+
+def verify_each_once(total: Floats, sites: int) -> None:
+    """Raise ``FF-SECAGG-RANGE`` unless ``total`` can be a sum of one distance of each site."""
+    if total[1] != sites or not 0 <= total[0] <= 2.000001 * sites:
+        refuse("RANGE", "a sum of distances that no sites can have sent", "one distance, up to 2, of each site")
 
 
 def masked_site(name: str, layout: Layout, masks: Masks | None) -> MaskedSite | None:

@@ -2,8 +2,9 @@
 """What travels, and the layout of every vector, both fixed by the plan.
 
 Down: a :class:`Message`. Up: a :class:`~fairflare.privacy.gate.Release` (at the server, once off the wire, a
-:class:`Reply`). One round is ``measure``, then ``train``; in lock step ``measure``, ``step`` ..., ``train``; a round
-without statistics of its own is ``train_alone``. With masks a run begins with ``session`` and ``prepare`` after
+:class:`Reply`). One round is ``measure``, then ``train``; where sites compare themselves with the sums ``measure``,
+``compare``, ``train``; in lock step ``measure``, ``step`` ..., ``train``; a round without statistics of its own is
+``train_alone``. With masks a run begins with ``session`` and ``prepare`` after
 ``join``, a round ends with ``confirm`` and ``unmask``, and ``keys`` and ``share`` come first where a site lacks keys.
 A job that only counts ends after one ``measure``.
 """
@@ -18,14 +19,17 @@ import numpy as np
 from fairflare.engine.cells import CellRule
 from fairflare.engine.vocabulary import Vocabulary
 from fairflare.fairness.groups import evaluation_length, measure_length
-from fairflare.methods import METHODS, Method
-from fairflare.plan import Plan
+from fairflare.methods import UPDATE, Method, Part
+from fairflare.plan import Plan, method_of
 from fairflare.secagg.protection import Payload, VectorSpec
 
 JOIN, MEASURE, STEP, TRAIN, EVALUATE, FINISH = "join", "measure", "step", "train", "evaluate", "finish"
+COMPARE = "compare"
 TRAIN_ALONE = "train_alone"
 SESSION, PREPARE, KEYS, SHARE, CONFIRM, UNMASK = "session", "prepare", "keys", "share", "confirm", "unmask"
-TASKS = (JOIN, MEASURE, STEP, TRAIN, TRAIN_ALONE, EVALUATE, FINISH, SESSION, PREPARE, KEYS, SHARE, CONFIRM, UNMASK)
+TASKS = (
+    JOIN, MEASURE, COMPARE, STEP, TRAIN, TRAIN_ALONE, EVALUATE, FINISH, SESSION, PREPARE, KEYS, SHARE, CONFIRM, UNMASK,
+)  # fmt: skip
 
 #: Tasks that only masks need.
 PROTECT = (SESSION, PREPARE, KEYS, SHARE, CONFIRM, UNMASK)
@@ -41,6 +45,10 @@ PREDICTIONS = ("images", "none", "all")
 #: Entries of the ``training_sums`` vector of ``train``: records at the site; sum of losses over, and number of, records
 #: seen in batches; records weighed by the method, and those of them whose weight was held at a bound.
 TRAINING_SUMS = ("records", "loss", "seen", "weighed", "at_minimum", "at_maximum")
+#: Entries of the ``distances`` vector of ``compare``: how far the site is from all, and 1.
+DISTANCES = ("distance", "sites")
+#: The input of ``train`` that says, as JSON, in which round each site's update was last counted.
+COUNTED = "counted"
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,17 @@ class Layout:
     tasks: Mapping[str, Mapping[str, VectorSpec]]
 
     @property
+    def parts(self) -> Mapping[str, Part]:
+        """Further parts of the update, by label; none where no update is sent."""
+        specs = self.vectors
+        return self.method.parts(specs[UPDATE].length) if UPDATE in specs else {}
+
+    @property
+    def inputs_of_method(self) -> Mapping[str, int]:
+        """Lengths of the vectors that the method sends down before training, by label."""
+        return self.method.inputs(self.vectors[UPDATE].length)
+
+    @property
     def vectors(self) -> dict[str, VectorSpec]:
         """All vectors by label."""
         return {label: spec for specs in self.tasks.values() for label, spec in specs.items()}
@@ -109,12 +128,16 @@ class Layout:
             return bits if task == MEASURE and not self.plan.protection.masked else {}
         model = {"model": ("float32", specs["update"].length)}
         totals = {"totals": ("float64", specs["risk_sums"].length if "risk_sums" in specs else 0)}
+        distances = {"distances": ("float64", len(DISTANCES))} if self.plan.method.compares_sites else {}
         if self.plan.protection.masked:
-            totals = {}
+            totals, distances = {}, {}
+        own = {label: ("float32", size) for label, size in self.inputs_of_method.items()}
+        if self.plan.method.settles:
+            own[COUNTED] = ("uint8", 0)
         last = {"best": model["model"], "record": ("uint8", 0)}
         inputs = {
-            MEASURE: model, EVALUATE: model, TRAIN: totals, STEP: totals, TRAIN_ALONE: {**model, **totals},
-            FINISH: last,
+            MEASURE: model, EVALUATE: model, COMPARE: totals, STEP: totals, TRAIN: {**totals, **distances, **own},
+            TRAIN_ALONE: {**model, **totals, **own}, FINISH: last,
         }  # fmt: skip
         return inputs.get(task, {})
 
@@ -122,7 +145,7 @@ class Layout:
 def layout_of(plan: Plan, parameters: int) -> Layout:
     """The layout of a plan whose network has ``parameters`` numbers."""
     sizes = plan.sizes
-    method = METHODS[plan.method.name](plan.method, sizes, plan.cells.sites, len(plan.task.labels))
+    method = method_of(plan)
     risk = sum(measure_length(measure, sizes) for measure in method.measures())
     scores = evaluation_length(sizes, plan.evaluation.score_bins, plan.task.strata)
     maps = plan.task.outputs * len(PREDICTIONS) if plan.task.kind == "segmentation" else 0
@@ -136,7 +159,8 @@ def layout_of(plan: Plan, parameters: int) -> Layout:
     # With masks statistics are of all sites of the session or of nobody, so who is behind them is known.
     present = ("present_records", "float64", 0 if masked else 1)
     validation = [("validation_sums", "float64", scores), ("validation_predictions", "float64", maps)]
-    trained = [("update", "float32", parameters), ("training_sums", "float64", len(TRAINING_SUMS))]
+    further = [(label, "float32", part.length) for label, part in method.parts(parameters).items()]
+    trained = [("update", "float32", parameters), *further, ("training_sums", "float64", len(TRAINING_SUMS))]
     tasks = {
         JOIN: specs(("counts", "float64", len(COUNTS))),
         MEASURE: specs(present, ("risk_sums", "float64", risk), *validation),
@@ -144,6 +168,8 @@ def layout_of(plan: Plan, parameters: int) -> Layout:
         EVALUATE: specs(*validation, ("test_sums", "float64", scores), ("test_predictions", "float64", maps)),
         FINISH: specs(),
     }
+    if plan.method.compares_sites:
+        tasks[COMPARE] = specs(("distances", "float64", len(DISTANCES)))
     if plan.method.lock_step:
         tasks[STEP] = specs(present, ("batch_sums", "float64", risk))
     if plan.method.lagged:
@@ -154,7 +180,7 @@ def layout_of(plan: Plan, parameters: int) -> Layout:
     if masked:
         cells = ("cells", "float64", CellRule(plan, method.measures()).length)
         tasks[PREPARE] = specs(("counts", "float64", len(COUNTS) + 1), cells)
-        tasks.update({task: specs() for task in (JOIN, SESSION, KEYS, SHARE, CONFIRM, UNMASK)})
+        tasks.update({task: {} for task in (JOIN, SESSION, KEYS, SHARE, CONFIRM, UNMASK)})
     return Layout(plan, method, sizes, tasks)
 
 

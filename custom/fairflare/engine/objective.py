@@ -108,10 +108,14 @@ class Labels:
         return (self._class_weights[target] * entropy).mean()
 
     def quantities(self, outputs: torch.Tensor, target: torch.Tensor, clip: float) -> dict[str, torch.Tensor]:
-        """``cross_entropy`` bounded by ``clip``, and ``probability``; of more than two labels ``probability0``, ..."""
+        """``cross_entropy`` bounded by ``clip``, and ``probability``; of more than two labels ``probability0``, ...
+
+        ``task_loss`` is the loss itself, class weight included.
+        """
         entropy = functional.cross_entropy(outputs, target, reduction="none")
         probability = outputs.softmax(dim=1)
-        found = {"cross_entropy": entropy.clamp(max=clip)}
+        weighed = self._class_weights.to(outputs.dtype)[target] * entropy
+        found = {"cross_entropy": entropy.clamp(max=clip), "task_loss": weighed}
         if self._labels == 2:
             return {**found, "probability": probability[:, 1]}
         return {**found, **{f"probability{label}": probability[:, label] for label in range(self._labels)}}
@@ -120,6 +124,10 @@ class Labels:
         """Everything about these records."""
         loss = functional.cross_entropy(outputs, target, reduction="none").numpy()
         quantities = {name: value.numpy() for name, value in self.quantities(outputs, target, clip).items()}
+        decided = outputs.argmax(dim=1)
+        for name, said in (("positive", decided == 1), ("correct", decided == target)):
+            quantities[name] = said.to(torch.float64).numpy()
+        quantities["presence"] = np.ones(loss.shape)
         strata = label_strata(outputs.softmax(dim=1).numpy(), loss, target.numpy())
         return Scores(loss, quantities, strata, np.zeros(0))
 
@@ -168,16 +176,22 @@ class Masks:
     def task_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """mean_i of weighted cross-entropy plus Dice loss."""
         truth = self._truth(target, outputs.dtype)
-        weight = self._class_weights.to(outputs.dtype)[target].unsqueeze(1) if self._weighted else None
-        return (self._entropy(outputs, truth, weight) + self._dice_loss(outputs, truth)).mean()
+        return (self._image_loss(outputs, target, truth) + self._dice_loss(outputs, truth)).mean()
 
     def quantities(self, outputs: torch.Tensor, target: torch.Tensor, clip: float) -> dict[str, torch.Tensor]:
-        """``binary_cross_entropy`` bounded by ``clip``, and ``dice_loss``."""
+        """``binary_cross_entropy`` bounded by ``clip``, ``dice_loss``, and ``task_loss``: the loss of an image."""
         truth = self._truth(target, outputs.dtype)
+        dice_loss = self._dice_loss(outputs, truth)
         return {
             "binary_cross_entropy": self._entropy(outputs, truth, None).clamp(max=clip),
-            "dice_loss": self._dice_loss(outputs, truth),
+            "dice_loss": dice_loss,
+            "task_loss": self._image_loss(outputs, target, truth) + dice_loss,
         }
+
+    def _image_loss(self, outputs: torch.Tensor, target: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Weighted cross-entropy of each image (n,)."""
+        weight = self._class_weights.to(outputs.dtype)[target].unsqueeze(1) if self._weighted else None
+        return self._entropy(outputs, truth, weight)
 
     def scores(self, outputs: torch.Tensor, target: torch.Tensor, clip: float) -> Scores:
         """Everything about these images."""
@@ -193,7 +207,12 @@ class Masks:
         loss = (entropy + dice_loss).numpy()
         return Scores(
             loss=loss,
-            quantities={"binary_cross_entropy": entropy.clamp(max=clip).numpy(), "dice_loss": dice_loss.numpy()},
+            quantities={
+                "binary_cross_entropy": entropy.clamp(max=clip).numpy(),
+                "dice_loss": dice_loss.numpy(),
+                "dice": dice.mean(dim=1).numpy(),
+                "presence": np.ones(loss.shape),
+            },
             strata=image_strata(dice.numpy(), loss),
             predictions=torch.stack(counts, dim=1).to(torch.float64).numpy().ravel(),
         )

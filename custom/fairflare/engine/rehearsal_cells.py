@@ -16,9 +16,18 @@ from fairflare.engine.cells import SPLITS as EVALUATED
 from fairflare.engine.cells import CellRule, Kept
 from fairflare.engine.vocabulary import Vocabulary
 from fairflare.evaluation.rehearsal import HeldCell, Missing
-from fairflare.fairness.groups import EVERYBODY, HOSPITAL, CellSums, EvaluationSums, HospitalSums, Measure, Sums
-from fairflare.methods import METHODS
-from fairflare.plan import Cells, Plan
+from fairflare.fairness.groups import (
+    EVERYBODY,
+    HOSPITAL,
+    CellSums,
+    EvaluationSums,
+    HospitalSums,
+    Measure,
+    Sums,
+    group_index,
+    groups_of,
+)
+from fairflare.plan import Cells, Plan, method_of
 
 #: Bins do not matter for who is counted.
 _BINS = 2
@@ -59,7 +68,7 @@ def _cells(plan: Plan, data: SiteData) -> Iterator[tuple[HeldCell, bool]]:
     if plan.method.counts_only:
         yield from _counted(plan, data)
         return
-    measures = METHODS[plan.method.name](plan.method, plan.sizes, plan.cells.sites, len(plan.task.labels)).measures()
+    measures = method_of(plan).measures()
     rule = CellRule(plan, measures)
     kept = rule.own(data)[1] if plan.protection.masked and rule.length else None
     yield from _of_training(plan, measures, kept, data)
@@ -83,7 +92,7 @@ def _of_training(
         if kept is not None:
             sent = kept.sums(measure, sent)
         leaves = [sent.sites > 0] if isinstance(sent, HospitalSums) else (sent.count > 0).tolist()
-        words = [HOSPITAL] if measure.attribute == HOSPITAL else plan.groups[measure.attribute]
+        words = plan.groups.get(measure.attribute, (measure.attribute,))  # else everybody, or this hospital
         for word, records_, leaving in zip(words, counts, leaves, strict=True):
             if records_:
                 yield _cell(plan, "training", measure.attribute, word, label, records_), bool(leaving)
@@ -94,7 +103,8 @@ def _sums(
 ) -> Sums:
     if measure.attribute == HOSPITAL:
         return HospitalSums.measure(ones, n, measure.weighted)
-    return CellSums.measure(ones, groups[measure.attribute][chosen], plan.sizes[measure.attribute], n)
+    group = group_index(measure, groups, chosen.size)[chosen]
+    return CellSums.measure(ones, group, groups_of(measure, plan.sizes), n)
 
 
 def _of_evaluation(

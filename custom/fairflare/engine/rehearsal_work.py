@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from fairflare.engine.job_traffic import is_measured, lock_steps
 from fairflare.engine.loading import load_apart
 from fairflare.engine.masked import coarse_records
 from fairflare.engine.messages import (
+    COMPARE,
+    COUNTED,
     EVALUATE,
     JOIN,
     MEASURE,
@@ -38,6 +40,7 @@ from fairflare.engine.messages import (
 from fairflare.engine.rehearsal_cells import cells_of, missing_of
 from fairflare.engine.results import model_metadata
 from fairflare.engine.roles import site_of
+from fairflare.engine.rounds import steps_of
 from fairflare.engine.site import RELEASES, Site
 from fairflare.engine.trainable import verify_trainable
 from fairflare.evaluation.rehearsal import HeldCell, TaskTime, Work
@@ -195,7 +198,7 @@ class _Player:
         self, task: str, number: int, vectors: Mapping[str, np.ndarray] | None = None, step: int = 0
     ) -> tuple[Release, float]:
         numbers, text = {}, {}
-        if task in (TRAIN, STEP, TRAIN_ALONE):
+        if task in (TRAIN, STEP, TRAIN_ALONE, COMPARE):
             # As if the other sites were as large as this one.
             numbers = {
                 "records": float(len(self.part.training) * self.request.sites),
@@ -223,23 +226,39 @@ class _Player:
         release, seconds = self._do(MEASURE, 0, {"model": self.model})
         measure = seconds * self._scale(("training", "validation") if self._measures else ("validation",))
         totals = release.payloads["risk_sums"].values if self._measures else np.zeros(0)
+        compared, told = self._compared(totals)
         stepped, totals = self._lock_steps(totals)
         self._ticks.clear()
         self.tell("one round of training", 0, self.steps)
         began = time.perf_counter()
-        self._do(TRAIN, 0, {"totals": totals})
+        self._do(TRAIN, 0, {"totals": totals, **told, **self._inputs()})
         train = self._trained(began, time.perf_counter(), measure)
         often = sum(is_measured(self.plan, number) for number in range(rounds))
-        found = [TaskTime(MEASURE, measure, often, self._scaled), *stepped, TaskTime(TRAIN, train, often, self._scaled)]
+        first = [TaskTime(MEASURE, measure, often, self._scaled), *(replace(one, times=often) for one in compared)]
+        found = [*first, *stepped, TaskTime(TRAIN, train, often, self._scaled)]
         if often < rounds:  # statistics of validation records ride with the update
             alone = train + measure * self._validation_share()
             found.append(TaskTime(TRAIN_ALONE, alone, rounds - often, True))
         return found
 
+    def _inputs(self) -> dict[str, np.ndarray]:
+        """What the method sends down in a session's first round: zeros, and that nobody was counted yet."""
+        layout = self.site.layout
+        inputs = {label: np.zeros(size, dtype=np.float32) for label, size in layout.inputs_of_method.items()}
+        counted = {COUNTED: np.frombuffer(b"{}", dtype=np.uint8)} if self.plan.method.settles else {}
+        return {**inputs, **counted}
+
+    def _compared(self, totals: np.ndarray) -> tuple[list[TaskTime], dict[str, np.ndarray]]:
+        """Tell the distance from all, as if all were like this site; it makes the sum by itself."""
+        if not self.plan.method.compares_sites:
+            return [], {}
+        release, took = self._do(COMPARE, 0, {"totals": totals})
+        return [TaskTime(COMPARE, took, 1, self._scaled)], {"distances": release.payloads["distances"].values}
+
     def _alone(self, rounds: int) -> TaskTime:
         self.tell("measuring groups and validation records", 0, 0)
         length = self.site.layout.vectors["risk_sums"].length
-        vectors: dict[str, np.ndarray] = {"model": self.model, "totals": np.zeros(length)}
+        vectors: dict[str, np.ndarray] = {"model": self.model, "totals": np.zeros(length), **self._inputs()}
         began = time.perf_counter()
         self._do(TRAIN_ALONE, 0, vectors)
         ended = time.perf_counter()
@@ -292,14 +311,6 @@ class _Player:
         """Part of a measurement that is about validation records."""
         validation = len(self.data.validation)
         return validation / (validation + (len(self.data.training) if self._measures else 0)) if validation else 0.0
-
-
-def steps_of(plan: Plan, records: int) -> int:
-    """Local steps of a round at a site with so many training records."""
-    work, batch = plan.training.work, plan.training.batch
-    if work.unit == "steps":
-        return work.amount
-    return work.amount * (batch.amount if batch.unit == "batches_per_epoch" else math.ceil(records / batch.amount))
 
 
 def _shortened(plan: Plan, records: int, steps: int) -> Plan:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from fairflare.fairness.groups import HOSPITAL, Measure, Sums
@@ -23,3 +24,12 @@ def kept_totals(plan: Plan, totals: Mapping[Measure, Sums]) -> dict[Measure, Sum
     hospitals = fewest_hospitals(plan)
     least = {measure: hospitals if measure.attribute == HOSPITAL else plan.cells.sites for measure in totals}
     return {measure: one.keep(least[measure]) for measure, one in totals.items()}
+
+
+def steps_of(plan: Plan, records: float) -> int:
+    """Local steps of a round at a site with so many training records (which may be a mean)."""
+    work, batch = plan.training.work, plan.training.batch
+    if work.unit == "steps":
+        return work.amount
+    batches = batch.amount if batch.unit == "batches_per_epoch" else max(1, math.ceil(records / batch.amount))
+    return work.amount * batches

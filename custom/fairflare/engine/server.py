@@ -7,6 +7,7 @@ phase's message to its targets, hands replies to the phase's collector and asks 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from fairflare import schema
 from fairflare.engine import describe
 from fairflare.engine.collector import Collector, PlainSums, Sums
 from fairflare.engine.messages import (
+    COMPARE,
+    COUNTED,
     COUNTS,
     EVALUATE,
     FINISH,
@@ -28,15 +31,16 @@ from fairflare.engine.messages import (
     STEP,
     TRAIN,
     TRAIN_ALONE,
-    TRAINING_SUMS,
     Layout,
     Message,
     layout_of,
 )
+from fairflare.engine.round_line import final_results, round_line
 from fairflare.engine.rounds import is_measured, kept_totals
 from fairflare.engine.store import Store
 from fairflare.errors import RoundError, SecaggError
-from fairflare.fairness.groups import EvaluationSums, Floats, pack, unpack
+from fairflare.fairness.groups import Floats, pack, unpack
+from fairflare.methods import UPDATE
 from fairflare.models import initial_vector, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import Plan
@@ -44,13 +48,10 @@ from fairflare.record import (
     Final,
     Reason,
     Refusal,
-    RoundRecord,
     RunRecord,
     Seconds,
     best_model,
-    cells_from_sums,
     changed,
-    group_lines,
     results_of,
 )
 from fairflare.secagg.identity import DEVELOPMENT, Trust
@@ -128,7 +129,9 @@ class Coordinator:
         self._totals: Floats | None = None
         self._numbers: dict[str, float] = {}
         self._missed: dict[str, int] = {}
-        self._records = 0.0
+        self._records, self._joined = 0.0, 0
+        self._counted: dict[str, int] = {}
+        self._half = self.layout.method.at_server(self.model.size)
         self._refusals: list[Refusal] = []
         self._seconds: dict[str, float] = {}
 
@@ -206,7 +209,7 @@ class Coordinator:
 
     def _addressed(self, message: Message) -> tuple[Message, Sums]:
         """The message as it is sent, and what replies to it are added to."""
-        by_records = self.plan.training.aggregation == "records"
+        by_records = self.plan.training.aggregation == "records" and self.layout.method.weighing == "aggregation"
         return message, PlainSums(self.layout, message.task, self._records if by_records else 1.0)
 
     def _note(self, collector: Collector) -> None:
@@ -217,24 +220,12 @@ class Coordinator:
         for refusal in collector.refusals:
             self._missed[refusal.site] = self._missed.get(refusal.site, 0) + 1
             self.store.progress("refused", site=refusal.site, task=refusal.task, code=refusal.code)
-        self._need(collector)
-
-    def _need(self, collector: Collector) -> None:
-        least, usable, asked = self.plan.federation.min_sites, len(collector.accepted), len(collector.targets)
-        if usable < least:
-            who = f"sites asked: {asked}" if asked else "nobody was asked"
-            reasons = ", ".join(f"{refusal.site}: {refusal.code}" for refusal in self._refusals)
-            raise RoundError(
-                "FF-ROUND-QUORUM",
-                got=f"{usable} usable answers to {collector.message.task} ({who}{'; ' if reasons else ''}{reasons})",
-                expected=f"at least {least}, the plan's min_sites",
-                next_step="start the sites that are missing, read the own logs of those named; then go on with "
-                "'fairflare run resume'",
-            )
+        collector.verify_enough(self.plan.federation.min_sites, self._refusals)
 
     def _join(self) -> Iterator[Phase]:
         yield from self._phase(JOIN, self.record.next_round, self.record.roster)
         joined = self._last.accepted
+        self._joined = len(joined)
         self._missed = dict.fromkeys(joined, 0)
         opened = self._last.opened()["counts"]
         counts = dict(zip(COUNTS, opened.total.tolist(), strict=True))
@@ -245,10 +236,14 @@ class Coordinator:
         self.store.progress("joined", sites=list(joined), records=counts)
 
     def _round(self, number: int) -> Iterator[Phase]:
-        if is_measured(self.plan, self.record.sessions[-1], number):
+        if self._measures(number):
             yield from self._measured_round(number)
         else:
             yield from self._round_alone(number)
+
+    def _measures(self, number: int) -> bool:
+        """Whether a round begins with statistics of its own."""
+        return is_measured(self.plan, self.record.sessions[-1], number)
 
     def _round_alone(self, number: int) -> Iterator[Phase]:
         """A round in one trip: the last totals act, this round's own statistics (if any) ride with the update."""
@@ -256,7 +251,7 @@ class Coordinator:
             risk = self.layout.vectors["risk_sums"].length if "risk_sums" in self.layout.vectors else 0
             self._totals = np.zeros(risk)
             self._numbers = {"records": self._records, "sites": float(len(self.active))}
-        vectors: dict[str, np.ndarray] = {"model": self.model, "totals": self._totals}
+        vectors: dict[str, np.ndarray] = {"model": self.model, "totals": self._totals, **self._inputs()}
         yield from self._phase(TRAIN_ALONE, number, self.active, vectors=vectors, numbers=self._numbers)
         opened, cohort = self._last.opened(), self._last.accepted
         risk_sums = opened["risk_sums"].total if "risk_sums" in opened else None
@@ -270,16 +265,31 @@ class Coordinator:
         participants: dict[str, tuple[str, ...]] = {MEASURE: cohort}
         risk = measured["risk_sums"].total if "risk_sums" in measured else np.zeros(0)
         numbers = _cohort_numbers(measured, cohort)
+        if self.layout.method.weighing == "own":  # sites begin with their part of all, whoever is missing now
+            numbers = {"records": self._records, "sites": float(self._joined)}
         totals = self._kept(risk)
         self._totals, self._numbers = totals, numbers
+        inputs = self._inputs()
+        if self.plan.method.compares_sites:
+            yield from self._phase(COMPARE, number, cohort, vectors={"totals": totals}, numbers=numbers)
+            inputs["distances"], cohort = self._last.opened()["distances"].total, self._last.accepted
+            participants[COMPARE] = cohort
         for step in range(self._lock_steps()):
             yield from self._phase(STEP, number, cohort, step=step, vectors={"totals": totals}, numbers=numbers)
             stepped, cohort = self._last.opened(), self._last.accepted
             totals, numbers = self._kept(stepped["batch_sums"].total), _cohort_numbers(stepped, cohort)
             participants[STEP] = cohort
-        yield from self._phase(TRAIN, number, cohort, vectors={"totals": totals}, numbers=numbers)
+        yield from self._phase(TRAIN, number, cohort, vectors={"totals": totals, **inputs}, numbers=numbers)
         participants[TRAIN] = self._last.accepted
         self._aggregate(number, participants, risk, measured, self._last.opened())
+
+    def _inputs(self) -> dict[str, np.ndarray]:
+        """What the method sends down before training, and whose updates were counted, if sites must know."""
+        inputs: dict[str, np.ndarray] = dict(self._half.inputs())
+        if self.plan.method.settles:
+            text = json.dumps(self._counted, sort_keys=True, separators=(",", ":"))
+            inputs[COUNTED] = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+        return inputs
 
     def _kept(self, totals: Floats) -> Floats:
         """Totals as sites get them: zeros for groups that too few sites report, and for risks of too few hospitals."""
@@ -307,7 +317,8 @@ class Coordinator:
         """
         started = time.monotonic()
         before = self.model
-        self.model = self.layout.method.step(self.model, trained["update"].mean)
+        *_, last = participants.values()
+        self.model = self._moved(trained)
         if not np.isfinite(self.model).all():
             raise RoundError(
                 "FF-ROUND-DIVERGED",
@@ -316,28 +327,15 @@ class Coordinator:
                 next_step="lower the learning rate or the penalty's strength in the plan",
             )
         self._sha256 = vector_sha256(self.model)
-        *_, last = participants.values()
+        self._counted.update(dict.fromkeys(trained[UPDATE].sites, number))
         self._missed = dict(sorted({**self._missed, **dict.fromkeys(last, 0)}.items()))
-        sums: dict[str, float | None] = dict.fromkeys(TRAINING_SUMS)
-        if "training_sums" in trained:
-            sums.update(zip(TRAINING_SUMS, trained["training_sums"].total.tolist(), strict=True))
         seconds = Seconds(
             measure=self._seconds.get(MEASURE, 0.0), train=self._seconds.get(TRAIN, 0.0),
             protect=self._seconds.get("protect", 0.0), aggregate=time.monotonic() - started,
         )  # fmt: skip
-        measures = self.layout.method.measures()
-        states = [] if risk is None else self.layout.method.states(unpack(measures, risk, self.layout.sizes))
-        known = "validation_sums" in validated
-        evaluation = self._evaluation(validated["validation_sums"]) if known else None
-        line = RoundRecord(
-            round=number, participants=dict(participants), refusals=tuple(self._refusals),
-            records=sums["records"], train_loss=_mean(sums["loss"], sums["seen"]),
-            weighed=sums["weighed"], at_minimum=sums["at_minimum"], at_maximum=sums["at_maximum"], totals=acted,
-            penalties=tuple(describe.penalty_record(state) for state in states),
-            validation=() if evaluation is None else group_lines(self.plan, evaluation),
-            collapse=None if evaluation is None
-            else describe.collapse(self.plan, evaluation, _total(validated, "validation_predictions")),
-            seconds=seconds, model_sha256=self._sha256,
+        line = round_line(
+            self.layout, number, dict(participants), tuple(self._refusals), risk, validated, trained, acted, seconds,
+            self._sha256,
         )  # fmt: skip
         self.record = changed(self.record, rounds=(*self.record.rounds, line))
         if best_model(self.record)[0] == len(self.record.rounds) - 1:
@@ -345,9 +343,22 @@ class Coordinator:
         self.store.save(self.record, self.model, best=self._best)
         self.store.progress("round", **describe.progress_facts(self.plan, line))
 
-    def _evaluation(self, opened: Opened) -> EvaluationSums:
-        bins, strata = self.plan.evaluation.score_bins, self.plan.task.strata
-        return EvaluationSums.from_vector(opened.total, self.layout.sizes, bins, strata).keep(self.plan.cells.sites)
+    def _moved(self, trained: Mapping[str, Opened]) -> Vector:
+        """The next model; raises ``FF-ROUND-WEIGHTS`` where the updates weigh nothing."""
+        if trained[UPDATE].weight <= 0:
+            raise RoundError(
+                "FF-ROUND-WEIGHTS",
+                got="updates whose weights are all zero",
+                expected="at least one that counts",
+                next_step="lower the step by which weights move (method.beta) in the plan",
+            )
+        means = {label: trained[label].mean for label in (UPDATE, *self.layout.parts)}
+        return self._half.step(self.model, means, self._share_of(trained[UPDATE]))
+
+    def _share_of(self, update: Opened) -> float:
+        """Part of all sites' weights that the sites of an update have."""
+        whole = self._records if self.plan.training.aggregation == "records" else float(self._joined)
+        return min(update.weight / whole, 1.0)
 
     def _evaluate(self) -> Iterator[Phase]:
         number = self.plan.training.rounds
@@ -362,7 +373,7 @@ class Coordinator:
             validation=(), test=(), validation_collapse=None, test_collapse=None, confirmed=(),
         )  # fmt: skip
         if "test_sums" in opened and "validation_sums" in opened:
-            final = final.model_copy(update=self._results(opened))
+            final = final.model_copy(update=final_results(self.layout, opened))
         rounds, sha256 = best_model(changed(self.record, final=final))
         if rounds == len(self.record.rounds):
             self._best = self.model
@@ -375,24 +386,6 @@ class Coordinator:
         self.record = changed(
             self.record, final=final.model_copy(update={"confirmed": self._last.accepted, "refusals": refusals})
         )
-
-    def _results(self, opened: Mapping[str, Opened]) -> dict[str, object]:
-        """Fields of the final results that follow from sums over sites."""
-        validation, test = (self._evaluation(opened[f"{split}_sums"]) for split in ("validation", "test"))
-        return {
-            "validation": cells_from_sums(self.plan, validation),
-            "test": cells_from_sums(self.plan, test),
-            "validation_collapse": describe.collapse(self.plan, validation, _total(opened, "validation_predictions")),
-            "test_collapse": describe.collapse(self.plan, test, _total(opened, "test_predictions")),
-        }
-
-
-def _total(opened: Mapping[str, Opened], label: str) -> Floats:
-    return opened[label].total if label in opened else np.zeros(0)
-
-
-def _mean(total: float | None, count: float | None) -> float | None:
-    return None if total is None or count is None else total / max(count, 1.0)
 
 
 def _cohort_numbers(opened: Mapping[str, Opened], cohort: Sequence[str]) -> dict[str, float]:

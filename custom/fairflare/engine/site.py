@@ -13,8 +13,10 @@ import torch
 from fairflare.data.manifest import Records, SiteData
 from fairflare.engine.failures import note_failure
 from fairflare.engine.incoming import refused, verify_message
+from fairflare.engine.local_work import LocalWork
 from fairflare.engine.masked_site import Masks, masked_site
 from fairflare.engine.messages import (
+    COMPARE,
     CONFIRM,
     EVALUATE,
     FINISH,
@@ -34,23 +36,14 @@ from fairflare.engine.messages import (
 )
 from fairflare.engine.objective import Scores
 from fairflare.engine.results import keep_models, received_record
-from fairflare.engine.rounds import kept_totals
+from fairflare.engine.rounds import kept_totals, steps_of
 from fairflare.engine.site_round import SiteRound, training_sums
+from fairflare.engine.site_sums import evaluation_vectors, group_sums
 from fairflare.engine.trainable import refused_data, verify_trainable
 from fairflare.engine.training import Trainer
 from fairflare.errors import DataError
-from fairflare.fairness.groups import (
-    HOSPITAL,
-    CellSums,
-    EvaluationSums,
-    HospitalSums,
-    Measure,
-    Sums,
-    exchanged,
-    pack,
-    unpack,
-)
-from fairflare.methods import SampleTerms
+from fairflare.fairness.groups import Floats, Measure, Sums, exchanged, pack, unpack
+from fairflare.methods import UPDATE, SampleTerms
 from fairflare.models import build, initial_vector, parameter_count, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import FileStart, Plan
@@ -104,6 +97,7 @@ class Site:
         self._gate = ReleaseGate(self.layout.tasks, self._masked or PlainSite(), self._log)
         self._data: SiteData | None = None
         self._trainer: Trainer | None = None
+        self._work: LocalWork | None = None
         self._round: SiteRound | None = None
         self._own: Mapping[Measure, Sums] = {}
         self._owns: dict[int, Mapping[Measure, Sums]] = {}
@@ -118,7 +112,7 @@ class Site:
         tasks: dict[str, Callable[[Message], Mapping[str, Weighted]]] = {
             JOIN: self._join, MEASURE: self._measure, STEP: self._step,
             TRAIN: self._train, TRAIN_ALONE: self._train_alone, EVALUATE: self._evaluate, FINISH: self._finish,
-            PREPARE: self._prepare,
+            PREPARE: self._prepare, COMPARE: self._compare,
             **dict.fromkeys((SESSION, KEYS, SHARE, CONFIRM, UNMASK), lambda _: {}),
         }  # fmt: skip
         started = time.monotonic()
@@ -129,7 +123,11 @@ class Site:
             {"event": "work", "task": message.task, "round": message.round, "seconds": time.monotonic() - started}
         )
         withheld = () if self._masked is None else self._masked.withheld(message.task)
-        return self._gate.release(message.task, message.round, message.step, vectors, withheld)
+        release = self._gate.release(message.task, message.round, message.step, vectors, withheld)
+        if UPDATE in vectors and self._work is not None:
+            parts = {label: vectors[label].values.astype(np.float64) for label in self.layout.parts}
+            self._work.sent(message.round, parts if self._masked is None else self._masked.sent)
+        return release
 
     def _verify(self, message: Message) -> None:
         joined = None if self._data is None else (self._session, len(self._data.training))
@@ -140,6 +138,7 @@ class Site:
         self._data, self._round, self._evaluated, self._own, self._owns = data, None, None, {}, {}
         self._session, self._measured, self._own_round = message.session, -1, -1
         self._trainer = Trainer(self.plan, self.name, data.training)
+        self._work = LocalWork(self.name, self.layout, None if self._masked is None else self._masked.counted)
         if self._masked is not None:
             return {}
         counts = [len(data.training), len(data.validation), len(data.test), data.opted_out]
@@ -227,32 +226,26 @@ class Site:
         return {"present_records": Weighted(np.array([len(data.training)], dtype=np.float64))}
 
     def _sums(self, scores: Scores, records: Records) -> dict[Measure, Sums]:
-        result: dict[Measure, Sums] = {}
-        minimum = self.plan.cells.minimum
-        for measure in self.layout.method.measures():
-            chosen = np.ones(len(records), dtype=bool) if measure.label < 0 else records.labels == measure.label
-            values = scores.quantities[measure.quantity][chosen]
-            if measure.attribute == HOSPITAL:
-                result[measure] = HospitalSums.measure(values, minimum, measure.weighted)
-            else:
-                group = records.groups[measure.attribute][chosen]
-                result[measure] = CellSums.measure(values, group, self.layout.sizes[measure.attribute], minimum)
-        kept = None if self._masked is None else self._masked.kept
-        return result if kept is None else {measure: kept.sums(measure, sums) for measure, sums in result.items()}
+        return group_sums(self.layout, scores, records, None if self._masked is None else self._masked.kept)
 
     def _evaluation(self, split: str, records: Records) -> dict[str, Weighted]:
         _, trainer = self._parts()
-        scores = trainer.scores(records)
-        bins, minimum = self.plan.evaluation.score_bins, self.plan.cells.minimum
-        sums = EvaluationSums.measure(scores.strata, records.groups, self.layout.sizes, bins, minimum)
         kept = None if self._masked is None else self._masked.kept
-        if kept is not None:
-            sums = kept.evaluation(split, sums)
-        vectors = {f"{split}_sums": Weighted(sums.vector())}
-        if scores.predictions.size:
-            enough = len(records) >= minimum and (kept is None or kept.everybody(split))
-            vectors[f"{split}_predictions"] = Weighted(scores.predictions * enough)
-        return vectors
+        return evaluation_vectors(self.layout, split, trainer.scores(records), records, kept)
+
+    def _compare(self, message: Message) -> dict[str, Weighted]:
+        """How far this site is from the sums of all."""
+        current = self._current(message)
+        return self._method().compare(current.number, self._totals(message), self._own_part(current))
+
+    def _method(self) -> LocalWork:
+        if self._work is None:
+            raise refused("NOT-JOINED", "a task before join", "join first, also after a restart")
+        return self._work
+
+    def _own_part(self, current: SiteRound) -> Mapping[Measure, Sums]:
+        """What this site added to the totals that act."""
+        return current.own if self._masked is None else self._owns.get(self._masked.totals_round, {})
 
     def _current(self, message: Message) -> SiteRound:
         current = self._round
@@ -302,9 +295,7 @@ class Site:
 
         ``fresh`` sums of this site take the place of those that are in the totals.
         """
-        totals, own = self._totals(message), current.own
-        if self._masked is not None:
-            own = self._owns.get(self._masked.totals_round, {})
+        totals, own = self._totals(message), self._own_part(current)
         if fresh is not None and own:
             totals = {measure: exchanged(total, own[measure], fresh[measure]) for measure, total in totals.items()}
             own = fresh
@@ -320,14 +311,28 @@ class Site:
 
     def _factor(self, message: Message, behind: int) -> float:
         """What turns the gradient of the joint penalty into this site's mean loss (algorithms section 8.4)."""
+        return self.layout.method.factor(behind, self._share(message))
+
+    def _share(self, message: Message) -> float:
+        """p_s: this site's part of the aggregate, as the plan weighs sites."""
         data, _ = self._parts()
         if self._masked is not None:
-            share = self._masked.share
-        elif self.plan.training.aggregation == "uniform":
-            share = 1.0 / message.numbers["sites"]
-        else:
-            share = min(len(data.training) / message.numbers["records"], 1.0)
-        return self.layout.method.factor(behind, share)
+            return self._masked.share
+        if self.plan.training.aggregation == "uniform":
+            return 1.0 / message.numbers["sites"]
+        return min(len(data.training) / message.numbers["records"], 1.0)
+
+    def _typical_steps(self, message: Message) -> int:
+        """Local steps of a site with the mean number of records."""
+        if self._masked is not None:
+            return steps_of(self.plan, self._masked.mean_records)
+        return steps_of(self.plan, message.numbers["records"] / message.numbers["sites"])
+
+    def _distances(self, message: Message) -> Floats | None:
+        """Sums of all sites' distances in this round, where they were opened."""
+        if not self.plan.method.compares_sites:
+            return None
+        return message.vectors["distances"] if self._masked is None else self._masked.distances(message)
 
     def _train_alone(self, message: Message) -> dict[str, Weighted]:
         """A round in one trip: totals of an earlier round act, this round's statistics ride with the update."""
@@ -343,6 +348,10 @@ class Site:
         self._round = None
         if self._masked is not None and not self._masked.keeps_state(message):
             trainer.forget()
+        correction = self._method().begin(
+            message, self._share(message), self._typical_steps(message), self._distances(message)
+        )
+        trainer.correct(correction, current.model)
         if self.plan.method.lock_step:
             self._apply_batch(current, message)
         else:
@@ -350,9 +359,11 @@ class Site:
         update = trainer.vector() - current.model
         if not np.isfinite(update).all():
             trainer.forget()
-        weight = float(len(data.training)) if self.plan.training.aggregation == "records" else 1.0
-        sums = training_sums(current, len(data.training))
-        return {"update": Weighted(update, weight), "training_sums": Weighted(sums)}
+        made = self._method().finish(update, len(current.losses))
+        if self.layout.method.weighing == "aggregation":
+            weight = float(len(data.training)) if self.plan.training.aggregation == "records" else 1.0
+            made = {label: Weighted(part.values, weight) for label, part in made.items()}
+        return {**made, "training_sums": Weighted(training_sums(current, len(data.training)))}
 
     def _train_freely(self, current: SiteRound, message: Message) -> None:
         data, trainer = self._parts()

@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from fairflare.data.manifest import Records
+from fairflare.engine.correction import GradientCorrection
+from fairflare.engine.mixing import mixing_loss
 from fairflare.engine.objective import Scores, batch_loss, objective_of
 from fairflare.errors import RoundError
 from fairflare.fairness.groups import Floats, Integers
+from fairflare.methods import Correction
 from fairflare.models import build, load_vector, to_vector
 from fairflare.models.vector import Vector
 from fairflare.plan import ImageInput, Plan, Sgd
@@ -44,10 +47,17 @@ class Trainer:
         self.model = build(plan)
         self.objective = objective_of(plan)
         self.optimizer = self._new_optimizer()
+        self._correction: GradientCorrection | None = None
+
+    def correct(self, correction: Correction, model: Vector) -> None:
+        """Add a method's correction to every step until the next round; ``model``: the round's first one."""
+        acts = correction.pull > 0 or correction.shift is not None
+        self._correction = GradientCorrection(self.model, correction, model) if acts else None
 
     def start_round(self, vector: Vector) -> None:
         """Take over the global model; the optimiser's state goes on or starts anew, as the plan says."""
         load_vector(self.model, vector)
+        self._correction = None
         if self.plan.training.optimizer.state == "reset":
             self.forget()
 
@@ -131,10 +141,26 @@ class Trainer:
         """One optimiser step on a batch; returns the mean task loss of the batch before the step."""
         inputs, target = self.batch(round_, number, index)
         loss, task = batch_loss(self.objective, self.model(inputs), target, terms, self.plan.method.clip)
+        regulariser = self._regulariser(round_, number, index, inputs)
+        if regulariser is not None:
+            loss = loss + regulariser
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self._correction is not None:
+            self._correction.before_step()
         self.optimizer.step()
+        if self._correction is not None:
+            self._correction.after_step(self.plan.training.optimizer.lr)
         return float(task.detach())
+
+    def _regulariser(self, round_: int, number: int, index: Integers, inputs: torch.Tensor) -> torch.Tensor | None:
+        mixing = self.plan.method.mixing
+        if mixing is None:
+            return None
+        between = float(generator(self.plan.training.seed, "mixing", self.site, round_, number).random())
+        group, labels = self.records.groups[mixing.attribute][index], self.records.labels[index]
+        found = mixing_loss(self.model, inputs, group, labels, mixing, between)
+        return None if found is None else mixing.strength * found
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         spec, parameters = self.plan.training.optimizer, list(self.model.parameters())

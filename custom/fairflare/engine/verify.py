@@ -15,6 +15,7 @@ import numpy as np
 
 from fairflare.engine.describe import collapse, notices, record_sha256
 from fairflare.engine.messages import (
+    COMPARE,
     CONFIRM,
     EVALUATE,
     FINISH,
@@ -244,9 +245,11 @@ def _tasks(plan: Plan, session: Session | None, line: RoundRecord) -> tuple[str,
     """Tasks of a round, in order; with masks keys and shares come first where they had not come with the last round."""
     before = (KEYS, SHARE) if plan.protection.masked and KEYS in line.participants else ()
     after = (CONFIRM, UNMASK) if plan.protection.masked else ()
-    if session is not None and not is_measured(plan, session, line.round):
+    rare = session is not None and not is_measured(plan, session, line.round)
+    if rare and (MEASURE not in line.participants or not plan.protection.masked):
         return (*before, TRAIN_ALONE, *after)
-    return (*before, *((MEASURE, STEP, TRAIN) if plan.method.lock_step else (MEASURE, TRAIN)), *after)
+    between = {COMPARE: COMPARE in line.participants, STEP: plan.method.lock_step}
+    return (*before, MEASURE, *(task for task, there in between.items() if there), TRAIN, *after)
 
 
 def _active(record: RunRecord, missed: dict[str, int]) -> set[str]:

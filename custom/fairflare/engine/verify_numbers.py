@@ -12,8 +12,8 @@ import numpy as np
 from fairflare.engine.messages import COUNTS, MEASURE, TRAIN, TRAIN_ALONE
 from fairflare.fairness.groups import EVERYBODY, HEAD, HOSPITAL, CellSums, EvaluationSums, Floats
 from fairflare.fairness.penalty import evaluate
-from fairflare.methods import METHODS, FlexFair, Penalty
-from fairflare.plan import Plan
+from fairflare.methods import FlexFair, Penalty
+from fairflare.plan import Plan, method_of
 from fairflare.record import Collapse, GroupLine, PenaltyRecord, RoundRecord, Session
 
 TOLERANCE = 1e-9
@@ -171,11 +171,11 @@ def _amounts(one: GroupLine) -> Floats:
 
 
 def _check_penalties(plan: Plan, session: Session, line: RoundRecord) -> Iterator[Defect]:
-    method = METHODS[plan.method.name](plan.method, plan.sizes, plan.cells.sites, len(plan.task.labels))
+    method = method_of(plan)
     measured = MEASURE in line.participants or plan.method.lagged
     if plan.protection.masked and not line.penalties and not _all_there(session, line, *_EVALUATING):
         measured = False  # a site was missing, so nothing was opened
-    parts = method.parts if isinstance(method, FlexFair) and measured else []
+    parts = method.compared if isinstance(method, FlexFair) and measured else []
     wanted = [(one.attribute, one.criterion, measure.name, one.strength) for one, measure in parts]
     found = [(one.attribute, one.criterion, one.measure, one.strength) for one in line.penalties]
     if found != wanted:

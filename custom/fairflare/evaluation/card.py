@@ -143,6 +143,7 @@ def _what(record: RunRecord, digest: str) -> Iterator[str]:
 
 
 def _training(record: RunRecord) -> Iterator[str]:
+    from fairflare.evaluation.exchanged import exchanged_words
     from fairflare.evaluation.facts import consent_words, method_words, refresh_words, start_words
     from fairflare.evaluation.participation import without_in_words
 
@@ -160,6 +161,7 @@ def _training(record: RunRecord) -> Iterator[str]:
         yield f"- Records of all sites: {counts}"
     yield f"- Method: {plain('; '.join(method_words(record)))}"
     yield f"- Group statistics: {plain(refresh_words(plan))}"
+    yield f"- Sent beside the update: {plain('; '.join(exchanged_words(plan)))}"
     yield f"- Starting weights: {plain(start_words(plan))}"
     yield f"- Rounds: {len(record.rounds)} of {plan.training.rounds}"
     for consent in consent_words(plan):

@@ -96,7 +96,7 @@ def draw(chart: Chart) -> Drawing:
     notes += untrained
     values = [y for one in shown for y in one.y if y is not None]
     low, high = (0.0 if chart.from_zero else min(values)), max(values)
-    y_values = _nice(low, high)
+    y_values = round_values(low, high)
     bottom, top = y_values[0], y_values[-1]
     most = max(chart.x[-1], 1)
 
@@ -116,7 +116,7 @@ def draw(chart: Chart) -> Drawing:
         description=describe(whole),
         notes=(*filter(None, [chart.note]), *notes),
         x_ticks=tuple(Tick(place(x, bottom)[0], f"{x:g}") for x in _round_ticks(most)),
-        y_ticks=tuple(Tick(place(0, y)[1], _short(y, y_values)) for y in y_values),
+        y_ticks=tuple(Tick(place(0, y)[1], tick_text(y, y_values)) for y in y_values),
         chance=place(0, chart.chance)[1] if chart.chance is not None and bottom < chart.chance < top else None,
         best=None if chart.best not in chart.x or most < chart.best else place(chart.best, bottom)[0],
         spans=tuple(_spans(chart, place)),
@@ -190,7 +190,7 @@ def _lines(chart: Chart, shown: Sequence[Series], place: Place) -> Iterator[Line
             path=_path(chart, one, place),
             marks=() if one.reference else tuple(_marks(chart, one, k, place)),
             label=name,
-            sample="" if one.reference else _shape(style, WIDTH - RIGHT + 12, label_y[k], 3.2),
+            sample="" if one.reference else outline(style, WIDTH - RIGHT + 12, label_y[k], 3.2),
             label_y=label_y[k],
             leader=f"M{x:.1f} {y:.1f}L{WIDTH - RIGHT + 8:.1f} {label_y[k]:.1f}",
             worst=worst,
@@ -223,10 +223,10 @@ def _marks(chart: Chart, series: Series, k: int, place: Place) -> Iterator[Mark]
         worst = chart.worst_at(at)
         solid = worst is not None and chart.series[worst] is series
         words = f"{series.name}, after {rounds(chart.x[at])}: {y:.3f}{' (worst)' if solid else ''}"
-        yield Mark(_shape(k, *place(chart.x[at], y), 3.0), solid, words)
+        yield Mark(outline(k, *place(chart.x[at], y), 3.0), solid, words)
 
 
-def _shape(style: int, x: float, y: float, r: float) -> str:
+def outline(style: int, x: float, y: float, r: float) -> str:
     """Outline of a mark: circle, square, triangle, diamond, triangle on its tip, hexagon."""
     kind = style % 6
     if kind == 0:
@@ -257,7 +257,7 @@ def apart(wanted: Sequence[float], *, top: float, bottom: float, step: float) ->
     return found
 
 
-def _nice(low: float, high: float) -> list[float]:
+def round_values(low: float, high: float) -> list[float]:
     """Round numbers that cover ``low`` to ``high``, about five of them."""
     if high - low <= 1e-6 * abs(high):
         # As good as constant: the line gets room above and below, but an axis that begins at 0 goes on doing so.
@@ -270,7 +270,8 @@ def _nice(low: float, high: float) -> list[float]:
     return [number * step for number in range(first, max(last, first + 1) + 1)]
 
 
-def _short(value: float, among: Sequence[float]) -> str:
+def tick_text(value: float, among: Sequence[float]) -> str:
+    """A value of an axis with as many digits as its neighbours (``among``) need."""
     step = among[1] - among[0]
     if abs(value) < step / 2:
         return "0"

@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fairflare.evaluation.exchanged import exchanged_words
 from fairflare.evaluation.participation import without_in_words
 from fairflare.evaluation.phrases import change_in_words, counted, number, of_interest, threshold
 from fairflare.evaluation.summary import AttributeSummary, Comparison, Remark, RunSummary, Value
 from fairflare.evaluation.tables import interval
 from fairflare.evaluation.words import HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES, VOCABULARIES, small
-from fairflare.plan import FileStart, Plan
+from fairflare.plan import FairFedParameters, FileStart, FlexFairParameters, Plan, ReweightingParameters
 from fairflare.record import RoundRecord, RunRecord
 
 #: Attributes that the sentence about a change mentions at most; the table has all.
@@ -190,6 +191,7 @@ def facts(name: str, record: RunRecord, summary: RunSummary | None) -> Iterator[
     if record.without:
         yield Fact("Ran without", tuple(without_in_words(record)))
     yield Fact("Group statistics", (refresh_words(plan),))
+    yield Fact("Sent beside the update", exchanged_words(plan))
     yield Fact("Starting weights", (start_words(plan),))
     yield Fact("Agreed to by taking part", tuple(consent_words(plan)) or ("nothing beyond the plan itself",))
     yield Fact("Data set", (f"{plan.task.data_set}; {task_words(plan)}",))
@@ -234,7 +236,11 @@ def task_words(plan: Plan) -> str:
 def refresh_words(plan: Plan) -> str:
     """When sites exchange group statistics for the penalties."""
     method = plan.method
-    if method.name != "flexfair":
+    if isinstance(method, ReweightingParameters):
+        return "numbers of records of each group, once in a session"
+    if isinstance(method, FairFedParameters) and method.compares_sites:
+        return "decisions by group at the start of each round, then the sum of sites' distances from all"
+    if not isinstance(method, FlexFairParameters):
         return "none are needed for training; validation sums of each round's first model"
     own = method.remeasured_every
     anew = "" if own is None else f"; a site measures its own part anew every {own} local steps"
@@ -260,6 +266,7 @@ def start_words(plan: Plan) -> str:
 
 
 _CONSENTS = {
+    "second_sum_of_updates": "The server may get two different weighted sums of the same updates.",
     "pair_sums_of_three_hospitals": "With three hospitals, each learns the sum of the two others' risks (mean losses).",
     "open_hospital_risks": "Each hospital's risk (mean loss) may be known to all.",
 }
@@ -279,7 +286,10 @@ def method_words(record: RunRecord) -> Iterator[str]:
     """The method, and each penalty."""
     method = record.plan.method
     yield method.name
-    for penalty in method.penalties if method.name == "flexfair" else ():
+    if not isinstance(method, FlexFairParameters):
+        yield from (f"{name.replace('_', ' ')} {value}" for name, value in method if name != "name")
+        return
+    for penalty in method.penalties:
         criterion = penalty.criterion.replace("_", " ")
         yield f"{criterion} between groups of {penalty.attribute}, strength {penalty.strength:g}"
 

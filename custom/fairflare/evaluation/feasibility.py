@@ -12,7 +12,7 @@ from fairflare.errors import RunError
 from fairflare.evaluation.power import records_in_each, records_needed, smallest_gap
 from fairflare.fairness.groups import EVERYBODY
 from fairflare.fairness.penalty import labels_of
-from fairflare.plan import Plan
+from fairflare.plan import FeasibilityParameters, Plan
 from fairflare.record import MISSING, OTHER, WITHHELD, Feasibility, RunRecord, Use, VocabularyCell
 
 UNDERPOWERED, UNKNOWN = "FF-RUN-UNDERPOWERED", "FF-RUN-POWER-UNKNOWN"
@@ -100,11 +100,11 @@ class FeasibilitySummary:
 
 def summarise_feasibility(record: RunRecord) -> FeasibilitySummary:
     """Read a complete feasibility job; raises :class:`RunError` ``FF-RUN-NOT-COUNTED`` for any other record."""
-    plan, found = record.plan, record.feasibility
-    if found is None or plan.method.name != "feasibility" or record.status != "complete":
+    plan, found, method = record.plan, record.feasibility, record.plan.method
+    if found is None or not isinstance(method, FeasibilityParameters) or record.status != "complete":
         raise RunError(
             "FF-RUN-NOT-COUNTED",
-            got=f"a record with status '{record.status}' of method '{plan.method.name}'",
+            got=f"a record with status '{record.status}' of method '{method.name}'",
             expected="a complete run of a feasibility job",
             next_step="make its plan with 'fairflare plan feasibility', and run it",
         )
@@ -118,14 +118,14 @@ def summarise_feasibility(record: RunRecord) -> FeasibilitySummary:
     findings = (*absent, *_coding(found, sites), *_powerless(detectable), *_small(plan, found))
     return FeasibilitySummary(
         plan.name, sites, {split: round(number) for split, number in record.records.items()}, plan.cells.minimum,
-        plan.cells.sites, plan.method.alpha, plan.method.power, found.uses, found.cells, detectable, findings,
+        plan.cells.sites, method.alpha, method.power, found.uses, found.cells, detectable, findings,
     )  # fmt: skip
 
 
 def _detectable(record: RunRecord, found: Feasibility) -> Iterator[Detectable]:
     """Every claim by condition and group; of attributes without a claim, accuracy among everybody."""
     plan = record.plan
-    if plan.method.name != "feasibility":
+    if not isinstance(plan.method, FeasibilityParameters):
         return
     claims = [(one.attribute, one.criterion, one.gap) for one in plan.method.claims]
     claimed = {attribute for attribute, _, _ in claims}

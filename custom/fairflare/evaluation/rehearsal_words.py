@@ -25,8 +25,9 @@ MEANINGS: Mapping[str, str] = {
     "cells": "For each group of patients a yes or no: are there enough records of it here?",
     "vocabulary": "How many records there are of each split, group and label.",
     "present_records": "How many training records are behind the sums of the same message.",
-    "risk_sums": "For each group that the plan compares, on training records: sum of its losses or probabilities, "
-    "number of its records, and that this site has it.",
+    "risk_sums": "For each group that the plan compares or weighs, on training records: sum of its losses, "
+    "probabilities or decisions (or none), number of its records, and that this site has it.",
+    "distances": "How far this site's fairness, or accuracy, is from that of all sites together; and the number 1.",
     "batch_sums": "The same as risk_sums, for the records of one batch.",
     "validation_sums": "For everybody and for each group, on validation records: numbers of records, sums of losses "
     "and scores, and a histogram of scores.",
@@ -34,7 +35,12 @@ MEANINGS: Mapping[str, str] = {
     "validation_predictions": "For each structure, on validation images: how many images, and how many in which it is "
     "found nowhere, or everywhere.",
     "test_predictions": "The same as validation_predictions, on test images.",
-    "update": "By how much one round of training here changed each parameter of the model.",
+    "update": "By how much one round of training here changed each parameter of the model (FedNova: divided by how far "
+    "this site's steps lead; FairFed: weighed by a number that only this site knows).",
+    "controls": "By how much this site's control variate changes: the mean gradient of its last round. It travels in "
+    "the update's own sum.",
+    "normalizer": "How far this site's training steps lead, beside those of a site of mean size. It travels in the "
+    "update's own sum.",
     "training_sums": "Number of training records, sum of their losses in training, and how many were weighed by the "
     "fairness method.",
 }
@@ -44,6 +50,7 @@ TASKS: Mapping[str, str] = {
     "session": "agree on keys with the other sites",
     "prepare": "count records and groups",
     "measure": "measure groups and validation records",
+    "compare": "work out how far this site is from all",
     "step": "one batch, in lock step with all sites",
     "train": "train one round",
     "train_alone": "measure and train one round in one trip",
@@ -239,7 +246,10 @@ def _messages(found: Rehearsal) -> Grid:
 
 def _also(found: Rehearsal) -> Iterator[str]:
     if found.plan.trains:
-        yield "Down come the model of each round, what to do, and in the end the final and the best model."
+        yield (
+            "Down come the model of each round and what the method needs with it, what to do, and in the end the final "
+            "and the best model."
+        )
     else:
         yield "Down comes what to do, and which groups may be counted. There is no model."
     if found.plan.masked:

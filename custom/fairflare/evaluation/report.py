@@ -32,7 +32,7 @@ from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Measure
 from fairflare.fairness.images import of_label
 from fairflare.fairness.metrics import best_edge, half_edge
 from fairflare.fairness.penalty import labels_of
-from fairflare.plan import ClassificationTask, Plan, SegmentationTask
+from fairflare.plan import ClassificationTask, FlexFairParameters, Plan, SegmentationTask
 from fairflare.record import Collapse, RunRecord
 
 #: Up to so many labels have all resamples each; of more, at least so many.
@@ -211,7 +211,7 @@ def _choose_threshold(plan: Plan, validation: EvaluationSums | None) -> tuple[in
 def _penalties(record: RunRecord) -> Iterator[PenaltySummary]:
     """Every penalty under every condition that a round has measured, or that one would, if none has."""
     method, labels = record.plan.method, len(record.plan.task.labels)
-    for penalty in method.penalties if method.name == "flexfair" else ():
+    for penalty in method.penalties if isinstance(method, FlexFairParameters) else ():
         gaps: dict[str, list[float | None]] = {}
         for line in (line for part in record.rounds for line in part.penalties):
             quantity = line.measure.split("/")[2] if line.measure.count("/") > 1 else ""

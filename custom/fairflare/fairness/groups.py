@@ -26,6 +26,9 @@ GroupIndex = Mapping[str, Integers]
 #: What is averaged in a group. Classification: cross-entropy, or the probability of a label. Segmentation: the image's
 #: soft Dice loss, or its mean binary cross-entropy over pixels.
 Utility = Literal["cross_entropy", "probability", "dice_loss", "binary_cross_entropy"]
+#: What else is averaged or counted in a group, of decisions and not of losses: whether a record is called positive, or
+#: called right; the Dice of an image; 1 for every record.
+Quantity = Utility | Literal["positive", "correct", "dice", "presence"]
 
 HOSPITAL = "hospital"
 EVERYBODY = "all"
@@ -35,13 +38,14 @@ EVERYBODY = "all"
 class Measure:
     """A question about groups: mean ``utility`` per group of ``attribute`` among records with ``label`` (-1: all).
 
+    Attribute :data:`EVERYBODY` has one group, of all records.
     ``weighted`` matters for :data:`HOSPITAL` only: whether record counts are summed too (weights n_s / n) or the
     risks alone (uniform weights). ``target`` is the label whose probability is meant, -1 for the positive one of two.
     """
 
     attribute: str
     label: int
-    utility: Utility
+    utility: Quantity
     weighted: bool = False
     target: int = -1
 
@@ -179,7 +183,19 @@ def measure_length(measure: Measure, sizes: Mapping[str, int]) -> int:
     """Numbers that ``measure`` sends, given the number of groups of each attribute."""
     if measure.attribute == HOSPITAL:
         return 4 if measure.weighted else 2
-    return 3 * sizes[measure.attribute]
+    return 3 * groups_of(measure, sizes)
+
+
+def groups_of(measure: Measure, sizes: Mapping[str, int]) -> int:
+    """Groups that ``measure`` compares: of its attribute; one of everybody, or of a hospital."""
+    return 1 if measure.attribute in (EVERYBODY, HOSPITAL) else sizes[measure.attribute]
+
+
+def group_index(measure: Measure, groups: GroupIndex, records: int) -> Integers:
+    """Group of each record (n,) for ``measure``, -1 where it is not known; 0 for everybody, or the hospital."""
+    if measure.attribute in (EVERYBODY, HOSPITAL):
+        return np.zeros(records, dtype=np.int64)
+    return groups[measure.attribute]
 
 
 def pack(measures: Sequence[Measure], sums: Mapping[Measure, Sums]) -> Floats:

@@ -20,8 +20,8 @@ CONTROLLER = "fairflare.flare.controller.FairFlareController"
 AGGREGATOR = "fairflare.flare.aggregator.FlexFairAggregator"
 EXECUTOR = "fairflare.flare.executor.FairFlareExecutor"
 TASKS = [
-    "join", "session", "prepare", "keys", "share", "measure", "step", "train", "train_alone", "confirm", "unmask",
-    "evaluate", "finish",
+    "join", "session", "prepare", "keys", "share", "measure", "compare", "step", "train", "train_alone", "confirm",
+    "unmask", "evaluate", "finish",
 ]  # fmt: skip
 
 SERVER_CONFIG: dict[str, Any] = {

@@ -7,13 +7,13 @@ ends. No image is opened, no model is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fairflare.fairness.groups import HOSPITAL
-from fairflare.methods.base import Method, MethodParameters
+from fairflare.methods.base import Method, MethodParameters, Setting
 from fairflare.schema import StrictModel
 
 
@@ -41,8 +41,9 @@ class FeasibilityParameters(MethodParameters):
         """Whether a run counts records and ends, without a model."""
         return True
 
-    def conflicts(self, sizes: Mapping[str, int], task: str) -> Iterator[str]:
+    def conflicts(self, setting: Setting) -> Iterator[str]:
         """Claims about groups that the plan does not have, or of a rate that the task does not have."""
+        sizes, task = setting.sizes, setting.task
         known = ", ".join(sizes) or "attributes, of which the plan has none"
         for claim in self.claims:
             if claim.attribute == HOSPITAL:
@@ -56,5 +57,5 @@ class FeasibilityParameters(MethodParameters):
             yield "got two claims about one attribute and criterion, expected each once"
 
 
-class Feasibility(Method):
+class Feasibility(Method, of=FeasibilityParameters):
     """Counts, and never steps: what it opens is in ``engine.vocabulary``."""

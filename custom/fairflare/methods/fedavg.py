@@ -14,5 +14,5 @@ class FedAvgParameters(MethodParameters):
     name: Literal["fedavg"]
 
 
-class FedAvg(Method):
+class FedAvg(Method, of=FedAvgParameters):
     """x <- x + sum_s p_s (y_s - x), p_s = n_s / n (algorithms section 3)."""

@@ -9,6 +9,7 @@ lambda P, so that the weighted sum of the sites' gradients is the gradient of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -24,9 +25,10 @@ from fairflare.fairness.groups import (
     Measure,
     Sums,
     Utility,
+    group_index,
 )
 from fairflare.fairness.penalty import Form, Reduction, evaluate, hospital_coefficient, labels_of
-from fairflare.methods.base import Method, MethodParameters, NamedState, SampleTerms
+from fairflare.methods.base import Method, MethodParameters, NamedState, SampleTerms, Setting
 from fairflare.schema import StrictModel
 
 Weight = Annotated[float, Field(ge=0)]
@@ -109,7 +111,7 @@ class FlexFairParameters(MethodParameters):
         found = [penalty.weights for penalty in self.penalties if penalty.attribute == HOSPITAL]
         return None if not found else "uniform" if set(found) == {"uniform"} else "records"
 
-    def conflicts(self, sizes: Mapping[str, int], task: str) -> Iterator[str]:
+    def conflicts(self, setting: Setting) -> Iterator[str]:
         """Penalties on undeclared attributes, weights of the wrong number, and combinations without a meaning."""
         if self.lock_step and self.remeasure_own is not None:
             yield "got remeasure_own with refresh 'step', expected null: every step measures everything anew"
@@ -120,8 +122,8 @@ class FlexFairParameters(MethodParameters):
             if key in seen:
                 yield f"got {where} twice for {penalty.criterion}, expected each once"
             seen.add(key)
-            yield from _task_conflicts(penalty, where, task)
-            yield from _penalty_conflicts(penalty, where, sizes)
+            yield from _task_conflicts(penalty, where, setting.task)
+            yield from _penalty_conflicts(penalty, where, setting.sizes)
 
 
 _UTILITIES: Mapping[str, tuple[Utility, ...]] = {
@@ -154,21 +156,19 @@ def _penalty_conflicts(penalty: Penalty, where: str, sizes: Mapping[str, int]) -
         yield f"got reduction mean with the bounded form for {where}, expected sum: its weights average already"
 
 
-class FlexFair(Method):
+class FlexFair(Method, of=FlexFairParameters):
     """FlexFair over FLARE; the limit case strength = 0 is FedAvg, bit by bit."""
 
-    def __init__(self, parameters: MethodParameters, sizes: Mapping[str, int], min_sites: int, labels: int = 2) -> None:
-        super().__init__(parameters, sizes, min_sites, labels)
-        if not isinstance(parameters, FlexFairParameters):
-            raise TypeError(f"got {type(parameters).__name__}, expected FlexFairParameters")
-        self.parameters = parameters
-        self.parts = [
-            (penalty, measure) for penalty in parameters.penalties for measure in measures_of(penalty, labels)
-        ]
+    parameters: FlexFairParameters
+
+    @cached_property
+    def compared(self) -> list[tuple[Penalty, Measure]]:
+        """Each penalty with each of the measures it needs."""
+        return [(one, measure) for one in self.parameters.penalties for measure in measures_of(one, self.labels)]
 
     def measures(self) -> Sequence[Measure]:
         """Each needed (attribute, condition, utility) once, in a fixed order."""
-        return sorted({measure for _, measure in self.parts})
+        return sorted({measure for _, measure in self.compared})
 
     def factor(self, behind: float, share: float) -> float:
         """As the base class; without the share in the ``official`` scaling of the authors' code (section 8.4)."""
@@ -184,9 +184,9 @@ class FlexFair(Method):
     ) -> SampleTerms:
         """Coefficient lambda f a_k(i) of each record's utility, summed over penalties and bounded by the plan."""
         extra: dict[str, Floats] = {}
-        for penalty, measure in self.parts:
+        for penalty, measure in self.compared:
             per_group = self._per_record(penalty, totals[measure], own.get(measure))
-            group = np.zeros_like(labels) if measure.attribute == HOSPITAL else groups[measure.attribute]
+            group = group_index(measure, groups, labels.size)
             affected = (group >= 0) & ((measure.label < 0) | (labels == measure.label))
             term = np.where(affected, penalty.strength * factor * per_group[np.maximum(group, 0)], 0.0)
             extra[measure.quantity] = extra.get(measure.quantity, np.zeros(labels.shape)) + term
@@ -210,7 +210,7 @@ class FlexFair(Method):
     def states(self, totals: Mapping[Measure, Sums]) -> Sequence[NamedState]:
         """Risks, weights, coefficients, P and F of each penalty; hospitals' own risks stay unknown."""
         result = []
-        for penalty, measure in self.parts:
+        for penalty, measure in self.compared:
             total = totals[measure]
             state = None
             if isinstance(total, CellSums):

@@ -17,7 +17,17 @@ from pydantic import Field, model_validator
 
 from fairflare import schema
 from fairflare.errors import PlanError
-from fairflare.methods import AnyParameters
+from fairflare.methods import (
+    METHODS,
+    AnyParameters,
+    FairFedParameters,
+    FeasibilityParameters,
+    FedNovaParameters,
+    FlexFairParameters,
+    Method,
+    ReweightingParameters,
+    ScaffoldParameters,
+)
 from fairflare.plan import rules
 from fairflare.plan.networks import (
     AnyModel,
@@ -58,9 +68,13 @@ __all__ = [
     "CnnModel",
     "Consent",
     "Evaluation",
+    "FairFedParameters",
+    "FeasibilityParameters",
     "Feature",
+    "FedNovaParameters",
     "Federation",
     "FileStart",
+    "FlexFairParameters",
     "ImageInput",
     "Intersection",
     "Masking",
@@ -69,8 +83,10 @@ __all__ = [
     "Protection",
     "ResNet18Model",
     "ResNet50Model",
+    "ReweightingParameters",
     "SanetLightModel",
     "SanetModel",
+    "ScaffoldParameters",
     "SeedStart",
     "SegmentationTask",
     "Sgd",
@@ -78,6 +94,7 @@ __all__ = [
     "Training",
     "UNetModel",
     "Work",
+    "method_of",
     "parse_plan",
     "read_plan",
 ]
@@ -109,7 +126,7 @@ class Plan(StrictModel):
         refuse_repeats("attribute", [*(one.name for one in self.attributes), *(one.name for one in self.intersections)])
         for check in _RULES:
             check(self)
-        for text in self.method.conflicts(self.sizes, self.task.kind):
+        for text in self.method.conflicts(rules.setting_of(self)):
             raise rule(text)
         return self
 
@@ -145,6 +162,12 @@ _RULES = (
     rules.check_intersections, rules.check_reserved, rules.check_task, rules.check_model, rules.check_steps,
     rules.check_consents, rules.check_masks,
 )  # fmt: skip
+
+
+def method_of(plan: Plan) -> Method:
+    """The plan's method, as the server and every site make it."""
+    labels, kind = len(plan.task.labels), plan.task.kind
+    return METHODS[plan.method.name](plan.method, plan.sizes, plan.cells.sites, labels, kind)
 
 
 def parse_plan(text: str) -> Plan:

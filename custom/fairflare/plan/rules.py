@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
+from fairflare.methods.base import OPEN_RISKS, PAIR_SUMS, Setting
 from fairflare.plan.networks import MODELS, CnnModel, UNetModel
 from fairflare.plan.task import ImageInput, TableInput
 from fairflare.plan.words import refuse_repeats
@@ -18,13 +19,26 @@ if TYPE_CHECKING:
 #: Columns that every manifest has for itself; a feature called "label" would train on the answer.
 RESERVED = ("id", "patient", "label", "split", "file", "mask")
 
-PAIR_SUMS: Final = "pair_sums_of_three_hospitals"
-OPEN_RISKS: Final = "open_hospital_risks"
 #: What hospitals agree to by taking part (secure_aggregation 3.1 rule 9). ``pair_sums_of_three_hospitals``: with three
 #: hospitals, each learns the sum of the two others' risks. ``open_hospital_risks``: each hospital's risk may be known
 #: to all, as on public data.
-Consent = Literal["pair_sums_of_three_hospitals", "open_hospital_risks"]
+#: ``second_sum_of_updates``: the server may get two different weighted sums of the same updates (``methods.scaffold``).
+Consent = Literal["pair_sums_of_three_hospitals", "open_hospital_risks", "second_sum_of_updates"]
 _MOST_GROUPS = 256
+
+
+def setting_of(plan: Plan) -> Setting:
+    """What a method must know of the rest of its plan."""
+    training, masking = plan.training, plan.protection.masking
+    momentum = training.optimizer.momentum if training.optimizer.name == "sgd" else 0.0
+    return Setting(
+        sizes=plan.sizes, labels=len(plan.task.labels), task=plan.task.kind, optimizer=training.optimizer.name,
+        momentum=momentum, state=training.optimizer.state,
+        same_steps=training.work.unit == "steps" or training.batch.unit == "batches_per_epoch",
+        masked=plan.protection.masked,
+        honest=plan.federation.min_sites - (0 if masking is None else masking.colluders), consents=plan.consents,
+        norm_clip=masking is not None and masking.norm_clip is not None, sites=plan.federation.min_sites,
+    )  # fmt: skip
 
 
 def check_intersections(plan: Plan) -> None:

@@ -2,23 +2,30 @@
 """Kinds of numbers that may leave a site: a short closed list, and which of them a plan asks for.
 
 Each vector of a job (``engine.messages.layout_of``) is of one of these kinds, which a test compares. A plan's kinds
-follow from the plan alone, so a policy is checked before any data is seen.
+follow from the plan alone, so a policy is checked before any data is seen. What a method sends is asked of the method
+itself; a part of the update that no kind is known for is refused, so that no method sends what no policy can forbid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal, get_args
 
-from fairflare.plan import Plan
+from fairflare.errors import PolicyError
+from fairflare.plan import Plan, method_of
 
 Kind = Literal[
     "counts",
     "cells",
     "vocabulary",
     "model_update",
+    "control_variate",
+    "local_steps",
     "training_loss",
+    "group_records",
     "group_risks",
     "hospital_risks",
+    "site_distance",
     "step_risks",
     "evaluation_sums",
     "prediction_counts",
@@ -31,9 +38,13 @@ MEANINGS: Final[dict[Kind, str]] = {
     "cells": "for each group, whether there are enough records of it to be counted (yes or no)",
     "vocabulary": "records of each split, group and label, in a job that only counts",
     "model_update": "the change of the model's parameters by training here",
+    "control_variate": "the change of this site's control variate: its mean gradient of a round (SCAFFOLD)",
+    "local_steps": "how far this site's training steps lead, beside those of a site of mean size (FedNova)",
     "training_loss": "sum of the training loss, and how many records were seen and weighed",
-    "group_risks": "sum of losses or probabilities of each patient group, and its records",
-    "hospital_risks": "the mean loss of this hospital as a whole, for comparing hospitals",
+    "group_records": "training records of each patient group, and of each label in it (reweighting)",
+    "group_risks": "of each patient group: its records, and the sum of losses, probabilities or decisions",
+    "hospital_risks": "the mean loss or accuracy of this hospital as a whole, for comparing hospitals",
+    "site_distance": "how far this site's fairness, or accuracy, is from that of all sites together (FairFed)",
     "step_risks": "group sums of every single batch (lock step, for public data)",
     "evaluation_sums": "of each group: counts, losses, and histograms of scores on validation and test data",
     "prediction_counts": "images in which a structure is found nowhere, or everywhere",
@@ -41,15 +52,25 @@ MEANINGS: Final[dict[Kind, str]] = {
 
 #: ``hospital``: the site itself as a group (``fairness.groups.HOSPITAL``).
 _HOSPITAL: Final = "hospital"
+#: Further parts of an update (``Method.parts``), by label.
+_PARTS: Final[Mapping[str, Kind]] = {"controls": "control_variate", "normalizer": "local_steps"}
+#: Any number of parameters: which parts there are does not depend on it.
+_ANY: Final = 1
 
 
 def kinds_of(plan: Plan) -> tuple[Kind, ...]:
-    """The kinds of numbers that leave a site in a job of ``plan``, in the order of :data:`KINDS`."""
+    """The kinds of numbers that leave a site in a job of ``plan``, in the order of :data:`KINDS`.
+
+    Raises
+    ------
+    PolicyError
+        ``FF-POLICY-KIND`` for a method of this version that sends what no kind is known for.
+    """
     found: set[Kind] = {"counts"}
     if plan.method.counts_only:
         found |= {"cells", "vocabulary"}
     else:
-        found |= {"model_update", "training_loss", "evaluation_sums", *_risks(plan)}
+        found |= {"model_update", "training_loss", "evaluation_sums", *_of_method(plan)}
         if _asks_for_cells(plan):
             found.add("cells")
         if plan.task.kind == "segmentation":
@@ -59,17 +80,34 @@ def kinds_of(plan: Plan) -> tuple[Kind, ...]:
 
 def _asks_for_cells(plan: Plan) -> bool:
     """Whether there is anything to decide about groups (``engine.cells.CellRule``), which is done under masks only."""
-    rule = plan.cells.minimum > 1 or plan.cells.sites > 1 or plan.method.compares_hospitals is not None
-    return plan.protection.masked and rule
+    hospitals = any(measure.attribute == _HOSPITAL for measure in method_of(plan).measures())
+    return plan.protection.masked and (plan.cells.minimum > 1 or plan.cells.sites > 1 or hospitals)
 
 
-def _risks(plan: Plan) -> set[Kind]:
-    compared = {penalty.attribute for penalty in getattr(plan.method, "penalties", ())}
-    found: set[Kind] = set()
-    if _HOSPITAL in compared:
-        found.add("hospital_risks")
-    if compared - {_HOSPITAL}:
-        found.add("group_risks")
-    if compared and plan.method.lock_step:
-        found.add("step_risks")
-    return found
+def _of_method(plan: Plan) -> Iterator[Kind]:
+    method = method_of(plan)
+    for label in method.parts(_ANY):
+        yield _kind_of_part(label)
+    measures = method.measures()
+    for measure in measures:
+        if measure.utility == "presence":
+            yield "group_records"
+        elif plan.method.compares_hospitals and measure.attribute not in plan.sizes:
+            yield "hospital_risks"  # of the hospital, or of everybody in it
+        else:
+            yield "group_risks"
+    if measures and plan.method.lock_step:
+        yield "step_risks"
+    if plan.method.compares_sites:
+        yield "site_distance"
+
+
+def _kind_of_part(label: str) -> Kind:
+    if label not in _PARTS:
+        raise PolicyError(
+            "FF-POLICY-KIND",
+            got=f"a method that sends '{label}', of which no policy can say whether it may leave",
+            expected="methods whose parts have a kind",
+            next_step="give the part a kind of its own in fairflare/policy/kinds.py",
+        )
+    return _PARTS[label]

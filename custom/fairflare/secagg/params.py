@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from fairflare.errors import SecaggError
-from fairflare.secagg.encoding import encode
+from fairflare.secagg.encoding import Field, encode
 
 #: ``closed``: exact statistics, all of the roster or nothing. ``open``: updates, dropouts are survived.
 Mode = Literal["closed", "open"]
@@ -37,7 +37,10 @@ def most_colluders(sites: int) -> int:
 
 @dataclass(frozen=True)
 class VectorParams:
-    """One vector of a job: its label, mode, number of words, bits of a word, fraction bits and clip (0: none)."""
+    """One vector of a job: its label, mode, number of words, bits of a word, fraction bits and clip (0: none).
+
+    ``more``: length, fraction bits and clip of each further part of an update, in the order of its words.
+    """
 
     label: str
     mode: Mode
@@ -45,10 +48,13 @@ class VectorParams:
     bits: int
     fraction_bits: int
     clip: float
+    more: tuple[tuple[int, int, float], ...] = ()
 
-    def encoded(self) -> list[bytes | str | int]:
-        """Fields in the order of the view V: mode, dim, modulus, f, clip."""
-        return [self.mode, self.length, self.bits, self.fraction_bits, struct.pack(">d", self.clip)]
+    def encoded(self) -> list[Field]:
+        """Fields in the order of the view V: mode, dim, modulus, f, clip; then further parts, if there are any."""
+        fields: list[Field] = [self.mode, self.length, self.bits, self.fraction_bits, struct.pack(">d", self.clip)]
+        more: list[Field] = [[length, bits, struct.pack(">d", clip)] for length, bits, clip in self.more]
+        return [*fields, more] if more else fields
 
 
 @dataclass(frozen=True)

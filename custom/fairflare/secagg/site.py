@@ -54,6 +54,10 @@ class SiteSession(DealingSite):
         """V under which this site uploaded in a step; empty before."""
         return self._known(number).view
 
+    def survivors(self, number: int) -> tuple[str, ...]:
+        """Names of the sites whose uploads this site confirmed in a step; nobody's before."""
+        return tuple(self._name(index) for index in self._known(number).survivors)
+
     def is_ready(self, number: int) -> bool:
         """Whether a vector can be uploaded in this step now."""
         one = self._steps.get(number)

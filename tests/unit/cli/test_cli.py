@@ -16,7 +16,7 @@ from fairflare.cli.files import file_error
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "help.txt"
 COMMANDS = [
-    [], ["plan"], ["plan", "new"], ["plan", "check"], ["plan", "hash"], ["plan", "diff"],
+    [], ["plan"], ["plan", "new"], ["plan", "presets"], ["plan", "check"], ["plan", "hash"], ["plan", "diff"],
     ["plan", "feasibility"], ["feasibility"], ["data"], ["data", "check"], ["data", "import"], ["data", "synthetic"],
     ["jobs"], ["jobs", "write"], ["jobs", "make"], ["jobs", "check"],
     ["audit"], ["audit", "job"], ["audit", "kit"], ["audit", "rules"],
@@ -24,7 +24,7 @@ COMMANDS = [
     ["secagg", "explain"], ["rehearse"], ["report"],
     ["policy"], ["policy", "new"], ["policy", "key"], ["policy", "check"], ["policy", "explain"],
     ["policy", "approve"], ["policy", "decisions"],
-    ["evaluate"], ["predict"], ["worth"], ["pretrain"], ["weights"], ["weights", "show"], ["demo"],
+    ["evaluate"], ["predict"], ["worth"], ["study"], ["pretrain"], ["weights"], ["weights", "show"], ["demo"],
 ]  # fmt: skip
 SCRIPT = """
 import sys
@@ -109,6 +109,46 @@ def test_flexfairs_presets_have_short_names(preset, name):
     done = fairflare("plan", "new", "--preset", preset)
     assert done.returncode == 0, done.stderr
     assert done.stdout == schema.pretty(presets.PRESETS[name](name))
+
+
+def test_every_preset_is_listed_with_what_it_is():
+    done = fairflare("plan", "presets")
+    assert done.returncode == 0, done.stderr
+    listed = {words[0]: line for line in done.stdout.splitlines() if line.startswith("  ") and (words := line.split())}
+    assert set(listed) == set(presets.PRESETS)
+    for name, line in listed.items():
+        assert presets.described(name)[1] in line
+        assert ("  job  " in line) == (name in presets.JOBS)
+    for defect in (
+        "overwritten by the plain average: it is FedAvg",
+        "after the optimiser's step",
+        "shortened direction",
+    ):
+        assert defect in done.stdout
+
+
+@pytest.mark.parametrize("preset", ["fundus_fairmixup", "fundus_reweighting", "fundus_fairmixup_official"])
+def test_a_method_that_a_task_cannot_have_is_refused_with_the_reason(preset):
+    done = fairflare("plan", "new", "--preset", preset)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "FF-PLAN-PRESET")
+    assert presets.REFUSED[preset.removesuffix("_official")] in done.stderr
+
+
+def test_whoever_decides_on_a_plan_is_told_what_its_method_sends():
+    for job, words in {
+        "heart_scaffold": ("control clip 16.0", "in the update's own sum: the change of the site's control variate"),
+        "heart_fednova": ("normalize true", "how far the site's steps lead"),
+        "heart_fairfed": ("beta 0.1", "the model's decisions on training records by sex", "only the site knows"),
+        "fundus_fairfed": ("attribute hospital", "the Dice of images on training records, and of everybody"),
+        "heart_fedprox": ("mu 0.1", "nothing: what FedAvg sends"),
+        "skin_fairmixup": ("direction difference", "nothing: what FedAvg sends"),
+        "skin_reweighting": ("max weight 8.0", "once in a session", "each group of age and label"),
+        "heart_flexfair": ("for each group that is compared",),
+    }.items():
+        done = fairflare("plan", "check", f"jobs/{job}")
+        assert done.returncode == 0, done.stderr
+        for one in words:
+            assert one in done.stdout, (job, one)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,24 @@ METHODS = {
     "round": FAIR,
     "lagged": {**FAIR, "refresh": "round_lagged"},
     "every 2": {**FAIR, "refresh": {"rounds": 2}},
+    "fedprox": presets.method("fedprox"),
+    "scaffold": presets.method("scaffold"),
+    "fednova": presets.method("fednova"),
+    "fairfed": presets.method("fairfed", **presets.SITE_BOUNDS),
+    "fairmixup": presets.method("fairmixup"),
+    "reweighting": presets.method("reweighting"),
 }
+#: Changes of a plan that a method asks for.
+NEEDS: dict[str, dict[str, Any]] = {
+    "scaffold": {"optimizer": presets.sgd(0.1, momentum=0.0), "work": {"unit": "steps", "amount": 2}},
+    "fednova": {"optimizer": presets.sgd(0.1, state="reset")},
+    "fairfed": {"consents": ["pair_sums_of_three_hospitals", "second_sum_of_updates"]},
+}
+
+
+def needing(method: str, **changes: Any) -> Plan:
+    """The plan of one of the methods, with what it needs."""
+    return masked(METHODS[method], **{**NEEDS.get(method, {}), **changes})
 
 
 def masked(method: dict[str, Any] = FAIR, **changes: Any) -> Plan:
@@ -102,9 +119,13 @@ def part(found: Explained, name: str) -> Traffic:
     return next(one for one in found.traffic if one.part == name)
 
 
-@pytest.mark.parametrize(("method", "sites"), [("fedavg", 3), ("round", 4), ("round", 6), ("lagged", 4)])
+@pytest.mark.parametrize(
+    ("method", "sites"),
+    [("fedavg", 3), ("round", 4), ("round", 6), ("lagged", 4), ("fedprox", 4), ("scaffold", 4), ("fednova", 4),
+     ("fairfed", 3), ("fairfed", 5), ("fairmixup", 4)],
+)  # fmt: skip
 def test_bytes_are_those_of_a_real_run(method: str, sites: int, tmp_path: Path) -> None:
-    plan = masked(METHODS[method])
+    plan = needing(method)
     sent, found = really_sent(plan, sites, tmp_path), facts(plan, sites)
     assert [trip for number, trip in sent if number == 1] == list(part(found, "round").trips)
     start = {trip.task: trip for number, trip in sent if number == 0}
@@ -118,8 +139,9 @@ def test_bytes_are_those_of_a_real_run(method: str, sites: int, tmp_path: Path) 
     assert first.down - part(found, "round").trips[0].down == part(found, "start").trips[3].down
 
 
-def test_bytes_of_rounds_with_and_without_group_sums(tmp_path: Path) -> None:
-    plan = masked(METHODS["every 2"])
+@pytest.mark.parametrize("method", ["every 2", "reweighting"])
+def test_bytes_of_rounds_with_and_without_group_sums(method: str, tmp_path: Path) -> None:
+    plan = masked(METHODS[method])
     sent, found = really_sent(plan, 4, tmp_path), facts(plan)
     tasks = {"round": 0, "round without group sums": 1}
     for name, number in tasks.items():
@@ -206,6 +228,41 @@ def test_sentences_follow_the_plan() -> None:
     assert "how many sites have 11 records" in said(facts(masked(cells={"minimum": 11, "sites": 2})))
     assert "Groups of one site" in said(facts(masked()))
     assert "Groups of one site" not in said(facts(masked(cells={"minimum": 11, "sites": 2})))
+
+
+#: Methods that tell the server nothing that FedAvg does not.
+SILENT = ("fedprox", "fairmixup")
+TOLD = {
+    "scaffold": ("mean change of the sites' control variates", "it follows from the mean update"),
+    "fednova": ("How far the sites' steps lead", "two others' numbers"),
+    "fairfed": ("decisions by group", "sum of distances", "between 0.5 and 2 times", "two sums of nearly the same",
+                "that site's own weight", "no site's weight moves", "sum of the two others' distances"),
+    "reweighting": ("training records of all sites together each group has", "no record is weighed in that session"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", TOLD)
+def test_what_the_server_learns_of_a_method(method: str) -> None:
+    text, plain = said(facts(needing(method), 3)), said(facts(masked(presets.FEDAVG), 3))
+    for words in TOLD[method]:
+        assert words in text
+        assert words not in plain
+
+
+@pytest.mark.parametrize("method", SILENT)
+def test_methods_that_send_no_more_than_fedavg_tell_no_more(method: str) -> None:
+    assert said(facts(needing(method))) == said(facts(masked(presets.FEDAVG)))
+
+
+def test_sums_that_hospitals_agreed_to_are_called_so() -> None:
+    unequal = {"optimizer": presets.sgd(0.1, momentum=0.0), "consents": ["second_sum_of_updates"], "min_sites": 4}
+    text = said(facts(masked(METHODS["scaffold"], **unequal)))
+    assert "a second, different sum of the same updates: the hospitals agreed to it" in text
+    hospitals = presets.method("fairfed", attribute="hospital", criterion="equal_accuracy", **presets.SITE_BOUNDS)
+    consents = ["open_hospital_risks", "second_sum_of_updates"]
+    assert "each hospital's part of it may be known to all" in said(facts(masked(hospitals, consents=consents)))
+    four = said(facts(needing("fairfed"), 4))
+    assert "Each of the 4 hospitals knows the sum of the 3 others' distances" in four
 
 
 def between_hospitals(weights: str, sites: int, *consents: str) -> Plan:

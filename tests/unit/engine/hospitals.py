@@ -45,6 +45,8 @@ def plan(method: dict[str, Any], **changes: Any) -> Plan:
     data["method"], data["protection"] = method, presets.UNPROTECTED
     if "hospital" in json.dumps(method):
         data["consents"] = ["open_hospital_risks"]  # nobody's: these hospitals are drawn
+    if method["name"] == "fairfed":
+        data["consents"] += ["pair_sums_of_three_hospitals", "second_sum_of_updates"]
     return changed(data, **changes)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections import defaultdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairflare import presets
+from fairflare import presets, schema
 from fairflare.engine.job_traffic import is_measured, job_messages, job_vectors
 from fairflare.engine.local import local_masks, software
 from fairflare.engine.messages import Layout, Reply, layout_of
@@ -20,23 +21,35 @@ from fairflare.engine.rounds import is_measured as measured_in_a_session
 from fairflare.engine.server import Start
 from fairflare.evaluation.rehearsal import TaskBytes
 from fairflare.models import build, parameter_count
-from fairflare.plan import Plan
+from fairflare.plan import Plan, parse_plan
 from fairflare.privacy.gate import Release
 from fairflare.record import Session
-from tests.unit.engine.hospitals import four, image_plan, masked, plan, three_of_images
+from tests.unit.engine.hospitals import PLAIN_SGD, four, image_plan, masked, plan, three_of_images
 
 FAIR: dict[str, Any] = presets.flexfair(presets.penalty("sex", "equalized_odds", 1.0))
 METHODS = {
     "fedavg": presets.FEDAVG, "round": FAIR, "lagged": {**FAIR, "refresh": "round_lagged"},
     "every 2": {**FAIR, "refresh": {"rounds": 2}},
     "counts": {"name": "feasibility", "claims": [], "alpha": 0.05, "power": 0.8},
+    "fedprox": presets.method("fedprox"), "scaffold": presets.method("scaffold"),
+    "fednova": presets.method("fednova"), "fairfed": presets.method("fairfed", **presets.SITE_BOUNDS),
+    "fairfed on everybody": presets.method("fairfed", gap="one_vs_overall", **presets.SITE_BOUNDS),
+    "fairfed that compares nobody": presets.method("fairfed", beta=0.0),
+    "fairmixup": presets.method("fairmixup"), "reweighting": presets.method("reweighting"),
 }  # fmt: skip
+#: Plain steps, as many at every site, which SCAFFOLD needs.
+PLAIN = {"optimizer": PLAIN_SGD, "work": {"unit": "steps", "amount": 2}}
 LOCK_STEP = {**FAIR, "refresh": "step"}
 IMAGES = presets.flexfair(presets.penalty("sex", "equal_accuracy", 1.0, utility="dice_loss"))
 
 
 def layout(of: Plan) -> Layout:
     return layout_of(of, parameter_count(build(of)))
+
+
+def numbered(loaders: dict[str, Any]) -> dict[str, Any]:
+    """The hospitals under the names that a rehearsal reckons with."""
+    return {f"site-{number}": load for number, load in enumerate(loaders.values(), 1)}
 
 
 class Sent:
@@ -83,30 +96,63 @@ def compare(of: Plan, found: tuple[TaskBytes, ...], sent: Sent, sites: int) -> N
         assert one.down == pytest.approx(sent.down[one.task], abs=down), one.task
         assert one.up == pytest.approx(sent.up[one.task], abs=up), one.task
         assert one.protocol == pytest.approx(sent.protocol[one.task], abs=up), one.task
-    leaving = job_vectors(layout(of), found)
-    assert {(one.task, one.label): [one.bytes] * one.times for one in leaving} == sent.vectors
+    parts, wanted = layout(of).parts if of.protection.masked else {}, defaultdict(int)
+    for one in job_vectors(layout(of), found):
+        wanted[one.task, "update" if one.label in parts else one.label] += one.bytes
+    times = {one.task: one.times for one in found}
+    assert {(task, label): [size] * times[task] for (task, label), size in wanted.items()} == sent.vectors
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_masked_jobs(method: str, rounds: int, tmp_path: Path) -> None:
-    of = masked(plan(METHODS[method], rounds=rounds, min_sites=3, minimum=2, sites=2))
-    compare(of, job_messages(layout(of), 4), Sent(of, four(), tmp_path), 4)
+    of = masked(plan(METHODS[method], rounds=rounds, min_sites=3, minimum=2, sites=2, **PLAIN))
+    compare(of, job_messages(layout(of), 4), Sent(of, numbered(four()), tmp_path), 4)
 
 
 @pytest.mark.parametrize("method", [*METHODS.values(), LOCK_STEP], ids=[*METHODS, "lock step"])
 def test_jobs_in_clear(method: dict[str, Any], tmp_path: Path) -> None:
     steps = {"work": {"unit": "steps", "amount": 2}} if method is LOCK_STEP else {}
-    of = plan(method, rounds=3, **steps)
+    of = plan(method, rounds=3, **{**PLAIN, **steps})
     found = job_messages(layout(of), 4)
-    compare(of, found, Sent(of, four(), tmp_path), 4)
+    compare(of, found, Sent(of, numbered(four()), tmp_path), 4)
     assert all(one.protocol == 0 for one in found)
     assert {one.mode for one in job_vectors(layout(of), found)} == {"clear"}
 
 
+@pytest.mark.parametrize("name", [name for name in presets.JOBS if name.startswith("heart")])
+def test_shipped_jobs(name: str, tmp_path: Path) -> None:
+    job = json.loads(schema.pretty(presets.shipped(name)))
+    job["training"]["rounds"] = 2
+    of = parse_plan(json.dumps(job))
+    compare(of, job_messages(layout(of), 4), Sent(of, numbered(four()), tmp_path), 4)
+
+
 def test_a_job_on_images(tmp_path: Path) -> None:
     of = masked(image_plan(IMAGES, rounds=2, min_sites=3))
-    compare(of, job_messages(layout(of), 3), Sent(of, three_of_images(), tmp_path), 3)
+    compare(of, job_messages(layout(of), 3), Sent(of, numbered(three_of_images()), tmp_path), 3)
+
+
+def test_the_list_of_counted_updates_grows_with_the_rounds(tmp_path: Path) -> None:
+    """Its numbers get more digits; from the twelfth round on it names round 10."""
+    of = masked(plan(METHODS["scaffold"], rounds=13, min_sites=3, **PLAIN))
+    compare(of, job_messages(layout(of), 4), Sent(of, numbered(four()), tmp_path), 4)
+
+
+def test_images_of_hospitals_that_compare_themselves(tmp_path: Path) -> None:
+    job = json.loads(schema.pretty(image_plan(presets.FEDAVG, rounds=2, min_sites=3)))
+    method = presets.method("fairfed", attribute="hospital", criterion="equal_accuracy", **presets.SITE_BOUNDS)
+    consents = ["open_hospital_risks", "second_sum_of_updates"]
+    of = masked(parse_plan(json.dumps({**job, "method": method, "consents": consents})))
+    compare(of, job_messages(layout(of), 3), Sent(of, numbered(three_of_images()), tmp_path), 3)
+
+
+def test_a_part_of_an_update_is_told_with_its_own_bound() -> None:
+    of = masked(plan(METHODS["scaffold"], rounds=2, **PLAIN), clip=2.0)
+    found = {one.label: one for one in job_vectors(layout(of), job_messages(layout(of), 4))}
+    controls, update = found["controls"], found["update"]
+    assert (controls.mode, controls.bits, controls.clip, update.clip) == ("open", 32, 16.0, 2.0)
+    assert (controls.numbers, controls.bytes, update.bytes) == (update.numbers, 4 * update.numbers, controls.bytes + 4)
 
 
 def test_how_a_vector_is_protected() -> None:
@@ -119,7 +165,7 @@ def test_how_a_vector_is_protected() -> None:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_which_rounds_are_measured_is_decided_as_in_a_session(method: dict[str, Any]) -> None:
-    of = plan(method)
+    of = plan(method, **PLAIN)
     session = Session(
         number=1, transport="local", started="", first_round=0, previous_record_sha256=None, roster=(),
         join_refusals=(), records={}, identities=None, transcript=None,

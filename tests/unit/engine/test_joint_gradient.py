@@ -21,7 +21,7 @@ from torch import nn
 from fairflare.data.manifest import Records
 from fairflare.engine.objective import Labels, Masks, Objective, batch_loss
 from fairflare.fairness.groups import HOSPITAL, CellSums, HospitalSums, Measure, Sums, exchanged, pack, unpack
-from fairflare.methods import FlexFair, FlexFairParameters, Penalty
+from fairflare.methods import FlexFair, FlexFairParameters, Penalty, Setting
 from tests.unit.engine.hospitals import segmentation_task
 
 CLIP = 10.0
@@ -119,7 +119,8 @@ def cases(draw: st.DrawFn, kinds: tuple[int, ...] = (2, 3, 4, 0)) -> Case:
             )
         )  # fmt: skip
     parameters = parameters_of(*penalties)
-    assert not list(parameters.conflicts(sizes, "classification" if labels else "segmentation"))
+    task = "classification" if labels else "segmentation"
+    assert not list(parameters.conflicts(Setting(sizes, labels or 2, task, "sgd", 0.0, "keep", False, False, 3)))
     torch.manual_seed(seed)
     method = FlexFair(parameters, sizes, 1, labels or maps + 1)
     return Case(sites, method, network_for(labels, maps), labels, objective_for(labels, maps))

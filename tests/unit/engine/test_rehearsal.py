@@ -28,7 +28,8 @@ from fairflare.engine.messages import layout_of
 from fairflare.engine.rehearsal import Question, rehearse, told
 from fairflare.engine.rehearsal_cells import cells_of, missing_of
 from fairflare.engine.rehearsal_process import answered, run_apart
-from fairflare.engine.rehearsal_work import QUICK_STEPS, Request, peak_bytes, rehearse_work, steps_of
+from fairflare.engine.rehearsal_work import QUICK_STEPS, Request, peak_bytes, rehearse_work
+from fairflare.engine.rounds import steps_of
 from fairflare.engine.site import Site
 from fairflare.errors import SecaggError
 from fairflare.evaluation.rehearsal import Found, HeldCell, Work
@@ -88,8 +89,10 @@ def zeros_sent(of: Plan, data: SiteData, sent: dict[str, np.ndarray]) -> set[tup
         chosen = np.ones(len(training), bool) if measure.label < 0 else training.labels == measure.label
         label = "" if measure.label < 0 else of.task.labels[measure.label]
         if isinstance(sums, CellSums):
-            for k, word in enumerate(of.groups[measure.attribute]):
-                if (training.groups[measure.attribute][chosen] == k).any() and sums.count[k] == 0:
+            everybody = measure.attribute == EVERYBODY
+            groups = np.zeros(len(training)) if everybody else training.groups[measure.attribute]
+            for k, word in enumerate([EVERYBODY] if everybody else of.groups[measure.attribute]):
+                if (groups[chosen] == k).any() and sums.count[k] == 0:
                     found.add(("training", measure.attribute, word, label))
         elif chosen.any() and sums.sites == 0:
             found.add(("training", HOSPITAL, HOSPITAL, label))
@@ -112,7 +115,13 @@ def place(one: HeldCell) -> tuple[str, str, str, str]:
     return one.split, one.attribute, one.group, one.label
 
 
+EVERYBODYS = presets.method("fairfed", gap="one_vs_overall", **presets.SITE_BOUNDS)
 PLANS = {
+    "everybody's decisions": (lambda minimum: plan(EVERYBODYS, minimum=minimum, rounds=1, min_sites=4), four),
+    "numbers of records": (
+        lambda minimum: plan(presets.method("reweighting", balance="independence"), minimum=minimum, rounds=1),
+        four,
+    ),
     "two labels": (lambda minimum: plan(FAIR, minimum=minimum, rounds=1, min_sites=4), four),
     "several labels": (
         lambda minimum: several_labels(3, ODDS, minimum=minimum, rounds=1, min_sites=4),
@@ -123,7 +132,8 @@ PLANS = {
 
 
 def consented(of: Plan) -> Plan:
-    return parse_plan(json.dumps({**json.loads(schema.pretty(of)), "consents": ["open_hospital_risks"]}))
+    consents = ["open_hospital_risks", "second_sum_of_updates"]
+    return parse_plan(json.dumps({**json.loads(schema.pretty(of)), "consents": consents}))
 
 
 @pytest.mark.parametrize("minimum", [0, 3, 6, 11])
@@ -208,6 +218,9 @@ def with_method(of: Plan, **changes: Any) -> Plan:
     return parse_plan(json.dumps(data))
 
 
+FAIRFED = presets.method("fairfed", **presets.SITE_BOUNDS)
+FAIRFED_CONSENTS = ["pair_sums_of_three_hospitals", "second_sum_of_updates"]
+PLAIN = {"optimizer": presets.sgd(0.1, momentum=0.0), "work": {"unit": "steps", "amount": 3}}
 JOBS = {
     "round": hidden(heart()),
     "lagged": hidden(with_method(heart(), refresh="round_lagged")),
@@ -215,10 +228,19 @@ JOBS = {
     "measured anew": hidden(with_method(heart(), remeasure_own=1)),
     "three labels": hidden(three_labels()),
     "images with masks": hidden(shapes()),
+    "scaffold": hidden(heart(method=presets.method("scaffold"), consents=[], **PLAIN)),
+    "fednova": hidden(heart(method=presets.method("fednova"), consents=[], optimizer=presets.sgd(0.1, state="reset"))),
+    "fairfed": hidden(heart(method=FAIRFED, consents=FAIRFED_CONSENTS)),
+    "fairfed in clear": heart(method=FAIRFED, consents=FAIRFED_CONSENTS),
+    "fairmixup": hidden(heart(method=presets.method("fairmixup"), consents=[])),
+    "reweighting": hidden(heart(method=presets.method("reweighting"), consents=[])),
     "in clear": heart(),
     "lock step": with_method(heart(work={"unit": "steps", "amount": 3}), refresh="step"),
 }
 TASKS = {
+    "fairfed": {"join": 1, "measure": 2, "compare": 2, "train": 2, "evaluate": 1},
+    "fairfed in clear": {"join": 1, "measure": 2, "compare": 2, "train": 2, "evaluate": 1},
+    "reweighting": {"join": 1, "measure": 1, "train": 1, "train_alone": 1, "evaluate": 1},
     "round": {"join": 1, "measure": 2, "train": 2, "evaluate": 1},
     "lagged": {"join": 1, "train_alone": 2, "evaluate": 1},
     "every 2": {"join": 1, "measure": 3, "train": 3, "train_alone": 2, "evaluate": 1},

@@ -66,7 +66,7 @@ def test_what_a_template_writes_is_what_the_page_says(field: str) -> None:
         elif field in ("identities", "approvals"):
             assert said.split(";")[0].strip("`") == value
         else:
-            assert said in ("given", "both", "all but `step_risks`", "in 365 days"), (field, said)
+            assert said in ("given", "all", "all but `step_risks`", "in 365 days"), (field, said)
 
 
 def is_made(code: str, text: str) -> bool:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from fairflare import presets, schema
 from fairflare.errors import PolicyError
+from fairflare.methods import METHODS as ALL
 from fairflare.plan import Plan
 from fairflare.policy import (
     POLICY_NAME,
@@ -233,7 +234,12 @@ BOUND = {
     "method.penalties.strength": READ, "method.refresh": "metrics", "method.refresh.rounds": READ,
     "method.remeasure_own": READ, "method.scaling": READ, "method.min_weight": READ, "method.max_weight": READ,
     "method.utility_clip": READ, "method.claims.attribute": "attributes", "method.claims.criterion": READ,
-    "method.claims.gap": READ, "method.alpha": READ, "method.power": READ, "protection.update": "protection",
+    "method.claims.gap": READ, "method.alpha": READ,
+    "method.mu": READ, "method.global_lr": READ, "method.correction": READ, "method.control_lr": READ,
+    "method.control_clip": READ, "method.normalize": "metrics", "method.beta": "metrics",
+    "method.attribute": "attributes", "method.criterion": READ, "method.gap": READ, "method.first_round": READ,
+    "method.strength": READ, "method.direction": READ, "method.output": READ, "method.balance": READ,
+    "method.power": READ, "protection.update": "protection",
     "protection.statistics": "protection", "protection.masking.colluders": "colluders",
     "protection.masking.clip": READ, "protection.masking.norm_clip": READ,
     "protection.masking.weight_unit": "weight_unit", "protection.masking.max_stale": READ,
@@ -293,7 +299,7 @@ BROKEN = {
     "a negative number": ({"cohort_changes": -1}, "FF-POLICY-VALUE"),
     "an unknown key": ({"cohort_change": 1}, "FF-POLICY-UNKNOWN-KEY"),
     "an unknown network": ({"models": ["resnet"]}, "FF-POLICY-RULE"),
-    "an unknown method": ({"methods": ["fedprox"]}, "FF-POLICY-RULE"),
+    "an unknown method": ({"methods": ["fedproxy"]}, "FF-POLICY-RULE"),
     "an unknown kind of numbers": ({"metrics": ["everything"]}, "FF-POLICY-VALUE"),
     "signed approvals, and any plan": ({"approvals": "signed", "plans": None}, "FF-POLICY-RULE"),
     "signed approvals, and a list": ({"approvals": "signed", "plans": ["ab" * 32]}, "FF-POLICY-RULE"),
@@ -359,7 +365,7 @@ def test_terms_are_everything_but_the_list_of_plans() -> None:
 
 def test_the_names_of_networks_and_methods_are_the_plans() -> None:
     assert "mlp" in MODELS and "sanet" in MODELS  # noqa: PT018 - one list
-    assert METHODS == ("fedavg", "flexfair", "feasibility")
+    assert set(METHODS) == set(ALL) and len(METHODS) == len(ALL)  # noqa: PT018 - no more, and each once
 
 
 def test_the_schema_is_frozen() -> None:

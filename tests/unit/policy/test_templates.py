@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from fairflare import presets
 from fairflare.engine.messages import layout_of
-from fairflare.fairness.groups import HOSPITAL
+from fairflare.errors import PolicyError
+from fairflare.fairness.groups import EVERYBODY, HOSPITAL, Measure
+from fairflare.methods import METHODS, Part, Scaffold
 from fairflare.plan import Plan
 from fairflare.policy import KINDS, SitePolicy, kinds_of, open_policy, standard_policy, strict_policy
 from fairflare.policy.compare import compare, to_template
@@ -120,12 +122,11 @@ def test_kinds_are_those_of_the_vectors_that_leave(name: str, masked: bool, cell
     if cells["minimum"] == 0 or not wanted.method.lock_step:
         wanted = plan(wanted, cells=cells, **({} if masked else UNMASKED))
     layout = layout_of(wanted, 1000)
-    compared = {measure.attribute for measure in layout.method.measures()}
-    risks = {"hospital_risks" for one in compared if one == HOSPITAL}
-    risks |= {"group_risks" for one in compared if one != HOSPITAL}
+    risks = {risk_of(wanted, measure) for measure in layout.method.measures()}
     kinds = {
         "counts": {"counts"}, "present_records": {"counts"}, "cells": {"cells"}, "vocabulary": {"vocabulary"},
-        "update": {"model_update"}, "training_sums": {"training_loss"}, "risk_sums": risks,
+        "update": {"model_update"}, "controls": {"control_variate"}, "normalizer": {"local_steps"},
+        "training_sums": {"training_loss"}, "risk_sums": risks, "distances": {"site_distance"},
         "batch_sums": {*risks, "step_risks"}, "validation_sums": {"evaluation_sums"},
         "test_sums": {"evaluation_sums"}, "validation_predictions": {"prediction_counts"},
         "test_predictions": {"prediction_counts"},
@@ -133,6 +134,48 @@ def test_kinds_are_those_of_the_vectors_that_leave(name: str, masked: bool, cell
     leaving = {kind for label in layout.vectors for kind in kinds[label]}
     assert set(kinds_of(wanted)) == leaving
     assert kinds_of(wanted) == tuple(kind for kind in KINDS if kind in leaving)
+
+
+def risk_of(wanted: Plan, measure: Measure) -> str:
+    """The kind of what is summed over training records before a round."""
+    if measure.utility == "presence":
+        return "group_records"
+    compared = {HOSPITAL} | ({EVERYBODY} if wanted.method.model_dump().get("attribute") == HOSPITAL else set())
+    return "hospital_risks" if measure.attribute in compared else "group_risks"
+
+
+#: Kinds that each method adds to FedAvg's, in the shipped jobs.
+ADDED: dict[str, set[str]] = {
+    "fedprox": set(), "scaffold": {"control_variate"}, "fednova": {"local_steps"},
+    "fairfed": {"group_risks", "site_distance"}, "fairmixup": set(), "reweighting": {"group_records"},
+    "flexfair": {"group_risks"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_what_a_method_sends_beside_an_update_is_of_kinds_of_its_own(name: str) -> None:
+    plain = set(kinds_of(PLANS["heart_fedavg"]))
+    assert set(kinds_of(PLANS[f"heart_{name}"])) - plain == ADDED[name]
+    policy = open_policy(STORE).model_copy(update={"metrics": tuple(sorted(plain))})
+    assert {one.field for one in policy.check(PLANS[f"heart_{name}"])} == ({"metrics"} if ADDED[name] else set())
+
+
+def test_hospitals_that_are_compared_by_fairfed_are_told_so() -> None:
+    assert {"hospital_risks", "site_distance"} <= set(kinds_of(PLANS["fundus_fairfed"]))
+    assert "group_risks" not in kinds_of(PLANS["fundus_fairfed"])
+    nothing = {**PLANS["fundus_fairfed"].method.model_dump(), "beta": 0.0}
+    assert set(kinds_of(plan(PLANS["fundus_fairfed"], method=nothing))) == set(kinds_of(PLANS["fundus_fedavg"]))
+
+
+def test_every_method_is_in_a_preset() -> None:
+    """So the comparison above has seen whatever a method sends."""
+    assert {wanted.method.name for wanted in PLANS.values()} == set(METHODS)
+
+
+def test_a_part_that_no_kind_is_known_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scaffold, "parts", lambda self, parameters: {"secrets": Part(1)})
+    with pytest.raises(PolicyError, match="FF-POLICY-KIND"):
+        kinds_of(PLANS["heart_scaffold"])
 
 
 def test_every_kind_is_of_some_plan_and_has_a_meaning() -> None:
