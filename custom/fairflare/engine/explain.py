@@ -241,8 +241,9 @@ def _dropouts(plan: Plan, masking: Masking, params: Params, sites: int) -> Itera
         text += " In a round in which one is missing no distances are opened, and no site's weight moves."
     elif plan.method.measured_every > plan.training.rounds:
         text += (
-            " Groups are counted in a session's first round: if one is missing there, no record is weighed in that "
-            "session" + (", and the run stops." if masking.when_stale == "stop" else ".")
+            " Groups are counted in a session's first round, or as soon as all are there: until then no record is "
+            "weighed"
+            + (", and the run stops." if masking.when_stale == "stop" else ".")
         )
     yield text
 

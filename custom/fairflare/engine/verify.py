@@ -248,7 +248,9 @@ def _tasks(plan: Plan, session: Session | None, line: RoundRecord) -> tuple[str,
     rare = session is not None and not is_measured(plan, session, line.round)
     if rare and (MEASURE not in line.participants or not plan.protection.masked):
         return (*before, TRAIN_ALONE, *after)
-    between = {COMPARE: COMPARE in line.participants, STEP: plan.method.lock_step}
+    # With masks nothing is compared in a round in which a site was missing.
+    compared = plan.method.compares_sites and (COMPARE in line.participants or not plan.protection.masked)
+    between = {COMPARE: compared, STEP: plan.method.lock_step}
     return (*before, MEASURE, *(task for task, there in between.items() if there), TRAIN, *after)
 
 

@@ -237,7 +237,7 @@ TOLD = {
     "fednova": ("How far the sites' steps lead", "two others' numbers"),
     "fairfed": ("decisions by group", "sum of distances", "between 0.5 and 2 times", "two sums of nearly the same",
                 "that site's own weight", "no site's weight moves", "sum of the two others' distances"),
-    "reweighting": ("training records of all sites together each group has", "no record is weighed in that session"),
+    "reweighting": ("training records of all sites together each group has", "until then no record is weighed"),
 }  # fmt: skip
 
 

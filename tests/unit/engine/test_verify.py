@@ -280,6 +280,9 @@ EDITS: dict[str, tuple[Callable[[Json], object], str]] = {
         lambda d: d["rounds"][0]["participants"].update(measure=["amber", "beryl", "coral", "dune", "x"]),
         "FF-RUN-SITES",
     ),
+    "a comparison that the plan has not": (
+        lambda d: d["rounds"][0]["participants"].update(compare=["amber", "beryl", "coral", "dune"]), "FF-RUN-SITES",
+    ),
     "a site that vanished without a word": (lambda d: d["rounds"][0]["participants"]["train"].pop(), "FF-RUN-SITES"),
     "a site that took part and was refused": (
         lambda d: d["rounds"][0]["refusals"].append(refusal("amber")), "FF-RUN-SITES",
