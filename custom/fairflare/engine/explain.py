@@ -242,8 +242,7 @@ def _dropouts(plan: Plan, masking: Masking, params: Params, sites: int) -> Itera
     elif plan.method.measured_every > plan.training.rounds:
         text += (
             " Groups are counted in a session's first round, or as soon as all are there: until then no record is "
-            "weighed"
-            + (", and the run stops." if masking.when_stale == "stop" else ".")
+            "weighed" + (", and the run stops." if masking.when_stale == "stop" else ".")
         )
     yield text
 
