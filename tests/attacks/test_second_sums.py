@@ -22,6 +22,7 @@ from fairflare.engine.cells import CellRule
 from fairflare.engine.counted import CountedUpdates
 from fairflare.engine.local import answer
 from fairflare.engine.local_work import LocalWork
+from fairflare.engine.masked_server import MaskedServer
 from fairflare.engine.rounds import steps_of
 from fairflare.engine.server import Phase
 from fairflare.errors import PlanError, RoundError
@@ -207,8 +208,11 @@ def test_where_sites_believe_it_the_sum_is_the_victims_update(
     assert np.abs(job.sums[1]["update"] - secret).max() < 1e-4 * np.abs(secret).max()
 
 
-def test_a_site_that_did_not_help_to_open_a_sum_does_not_go_on_from_it(tmp_path: Path, own: dict) -> None:
-    """The server kept the agreement of the others from it: whether its control should move, it cannot know."""
+def test_a_site_that_did_not_help_to_open_a_sum_does_not_go_on_from_it(
+    tmp_path: Path, own: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server keeps the agreement of the others from it: whether its control should move, it cannot know."""
+    monkeypatch.setattr(MaskedServer, "show", lambda masks, sites: None)
     job = Hostile(masked(plan(SCAFFOLD, rounds=3, max_missed=9, **SGD_STEP)), tmp_path)
     job.absent = lambda name, phase: (name, phase.message.task, phase.message.round) == (VICTIM, "unmask", 0)
     job.attack()
@@ -577,3 +581,12 @@ def test_decisions_of_everybody_do_not_give_the_other_label_away(
     assert others(tmp_path / "with") < 0
     monkeypatch.setattr(CellRule, "_left", lambda *_: None)
     assert others(tmp_path / "without") == 8
+
+
+def test_a_site_is_shown_no_other_set_than_it_confirmed() -> None:
+    known = CountedUpdates()
+    known.confirmed(0, ["amber", "beryl"])
+    known.confirmed(0, ["beryl", "amber"])  # once more, by a witness
+    with pytest.raises(RoundError) as caught:
+        known.confirmed(0, ["amber", "coral"])
+    assert caught.value.code == "FF-ROUND-COUNTED"

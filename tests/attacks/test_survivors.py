@@ -399,3 +399,46 @@ def test_what_a_server_has_of_an_aborted_round_opens_nothing() -> None:
     step = federation.sites[VICTIM]._steps[seen.number]
     assert schedule.self_commitment(step.step, federation.index(VICTIM), secret) != commitment
     assert secret != step.self_mask
+
+
+# ------------------------------------------- witness: what convinces a site that was away when others agreed
+
+
+def test_a_site_that_was_away_believes_what_enough_others_confirmed() -> None:
+    federation, seen, _ = uploaded(4)
+    away, survivors = federation.sites[VICTIM], survivors_of(seen, federation.names)
+    others = federation.without(VICTIM)  # three, which is t
+    signatures = {name: federation.sites[name].confirm(seen.number, survivors) for name in others}
+    confirms = confirms_of(federation, signatures)
+    assert away.witness(seen.number, survivors, confirms) == tuple(federation.names)
+    away.end_round(0)  # and also once its secrets are erased
+    assert away.witness(seen.number, survivors, confirms) == tuple(federation.names)
+
+
+def test_a_witness_of_too_few_forged_or_foreign_confirmations_is_refused() -> None:
+    federation, seen, _ = uploaded(4)
+    names = federation.names
+    signatures = confirmed(federation, seen, names)
+    away, survivors = federation.sites[VICTIM], survivors_of(seen, names)
+    two = {name: signatures[name] for name in names[2:]}
+    with refused("CONFIRM"):
+        away.witness(seen.number, survivors, confirms_of(federation, two))
+    with refused("SIGNATURE"):
+        away.witness(seen.number, survivors, confirms_of(federation, {**two, names[0]: signatures[names[2]]}))
+    with refused("CONFIRM"):  # one signature counted twice
+        twice = [(federation.index(name), signatures[name]) for name in (*names[2:], names[3])]
+        away.witness(seen.number, survivors, confirms_message(twice))
+    with refused("FORM"):
+        away.witness(seen.number, b"survivors", confirms_of(federation, signatures))
+    less = survivors_of(seen, names[:3])  # confirmations are of all four: not of these three
+    with refused("SIGNATURE"):
+        away.witness(seen.number, less, confirms_of(federation, {name: signatures[name] for name in names[:3]}))
+
+
+def test_a_witness_says_nothing_to_a_site_whose_update_is_not_in_it() -> None:
+    federation, seen, _ = uploaded(5)
+    others = federation.without(VICTIM)
+    signatures = confirmed(federation, seen, others)
+    message = survivors_of(seen, others), confirms_of(federation, signatures)
+    assert federation.sites[VICTIM].witness(seen.number, *message) == ()
+    assert federation.sites[VICTIM].witness(seen.number + 100, *message) == ()

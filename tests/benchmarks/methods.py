@@ -148,6 +148,8 @@ def plan_of(base: Plan, row: Row, kind: str, rounds: int, batches: int) -> Plan:
         batch={"unit": "batches_per_epoch", "amount": batches},
     )  # fmt: skip
     data["method"], data["protection"] = row.method, KINDS[kind]
+    if row.name == "fairfed":  # of three sites at least, and with weights that move
+        data["consents"] = ["pair_sums_of_three_hospitals", "second_sum_of_updates"]
     return parse_plan(json.dumps(data))
 
 

@@ -22,11 +22,13 @@ class CountedUpdates:
         self._decided = -1
 
     def confirmed(self, round_: int, sites: Iterable[str]) -> None:
-        """Note that this site agreed to the set of updates that will be summed."""
-        self._sets[round_] = frozenset(sites)
+        """Note the set of updates that is summed, as this site agreed to it, or was shown that enough others did."""
+        known = self._sets.setdefault(round_, frozenset(sites))
+        if known != frozenset(sites):
+            self._refuse("another set than this site confirmed")
 
     def opened(self, round_: int) -> None:
-        """Note that this site saw enough others agree, and gave its shares: all of the set had the same inputs."""
+        """Note that this site saw enough others agree: all of the set had the same inputs."""
         self._opened.add(round_)
 
     def verify(self, told: Mapping[str, int], round_: int, name: str, sent_in: int | None) -> None:

@@ -168,10 +168,12 @@ class MaskedCoordinator(Coordinator):
             vectors |= self._inputs()
             if self.plan.method.compares_sites:
                 text[DISTANCES] = NONE if self._distances is None else ACT
+            self._masks.show(targets)
         yield from self._phase(task, number, targets, vectors=vectors, text=text)
         self._participants[task] = self._last.accepted
         if trains:
             self._trained = number, self._last.accepted
+            self._masks.shown(self._last.accepted)
 
     def _state(self, number: int, targets: Sequence[str]) -> str:
         """Whether optimisers go on: only where all these sites trained in the round before."""
@@ -227,6 +229,8 @@ class MaskedCoordinator(Coordinator):
             self._masks.keyset_open()
         yield from self._ask(UNMASK, number, self._last.accepted)
         opened, self._share = self._masks.unmasked()
+        if self.plan.method.settles:
+            self._masks.owe(set(opened[UPDATE].sites) - set(self._last.accepted))
         trained |= opened
         task = TRAIN if TRAIN in self._participants else TRAIN_ALONE
         self._participants[task] = opened[UPDATE].sites

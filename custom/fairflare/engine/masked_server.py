@@ -23,7 +23,7 @@ from fairflare.engine.messages import JOIN, Layout, Message, Reply
 from fairflare.errors import RoundError
 from fairflare.fairness.groups import Floats
 from fairflare.methods import UPDATE
-from fairflare.secagg.envelope import UP, Item, offer_data, opening_data, pack, unpack
+from fairflare.secagg.envelope import UP, Item, offer_data, opening_data, pack, unpack, witness_data
 from fairflare.secagg.fixedpoint import UPDATE_BITS, StatisticsCodec
 from fairflare.secagg.identity import Trust
 from fairflare.secagg.params import is_words
@@ -58,6 +58,9 @@ class MaskedServer:
         self._opened: dict[str, Item] = {}
         self._state = b""
         self._update = -1
+        self._signed = b""
+        self._witness = Item("witness", -1, b"")
+        self._owed: dict[str, Item] = {}
 
     # --------------------------------------------------------------------------------------- what goes with a message
 
@@ -105,12 +108,29 @@ class MaskedServer:
     def survivors(self) -> None:
         """Fix which updates will be summed; sites answer the next message with their consent."""
         number = self._steps[UPDATE]
-        self._items.append(Item("survivors", number, self.session.survivors(number)))
+        self._signed = self.session.survivors(number)
+        self._items.append(Item("survivors", number, self._signed))
         self._update = number
 
     def confirms(self) -> None:
         """Pass the consents on; sites answer the next message with shares."""
-        self._items.append(Item("confirms", self._update, self.session.confirms(self._update)))
+        confirms = self.session.confirms(self._update)
+        self._items.append(Item("confirms", self._update, confirms))
+        self._witness = Item("witness", self._update, witness_data(self._signed, confirms))
+
+    def owe(self, sites: Iterable[str]) -> None:
+        """Remember who was in the last sum and was not there when it was opened: they must be shown that they were."""
+        self._owed.update(dict.fromkeys(sites, self._witness))
+
+    def show(self, sites: Iterable[str]) -> None:
+        """Show these sites, with the next task, which sums they were in without knowing it."""
+        owed = [self._owed[site] for site in sorted(sites) if site in self._owed]
+        self._items += dict.fromkeys(owed)
+
+    def shown(self, sites: Iterable[str]) -> None:
+        """Forget what these sites were owed: they did the task that it went with."""
+        for site in sites:
+            self._owed.pop(site, None)
 
     def addressed(self, message: Message, acting: Mapping[str, Floats]) -> tuple[Message, MaskedSums]:
         """The message with everything queued for it, and what its replies are added to."""

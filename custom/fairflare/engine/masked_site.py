@@ -33,7 +33,7 @@ from fairflare.engine.messages import JOIN, Layout, Message
 from fairflare.errors import SecaggError
 from fairflare.fairness.groups import Floats
 from fairflare.methods import UPDATE
-from fairflare.secagg.envelope import DOWN, Item, pack, parse_offer, parse_opening, unpack
+from fairflare.secagg.envelope import DOWN, Item, pack, parse_offer, parse_opening, parse_witness, unpack
 from fairflare.secagg.fixedpoint import StatisticsCodec
 from fairflare.secagg.identity import Identity, Trust
 from fairflare.secagg.memory import Memory
@@ -151,6 +151,11 @@ class MaskedSite(SiteProtection):
         elif item.kind == "confirms":
             self._answers.append(Item("unmask", item.number, session.unmask(item.number, item.data)))
             self.counted.opened(session.round_of(item.number))
+        elif item.kind == "witness":
+            sites = session.witness(item.number, *parse_witness(item))
+            if sites:
+                self.counted.confirmed(session.round_of(item.number), sites)
+                self.counted.opened(session.round_of(item.number))
         else:
             self._later.append(item)
 

@@ -8,14 +8,10 @@ and characters that would reorder or hide text are written out. The page's own p
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fairflare.evaluation import tables, words
 from fairflare.evaluation.curves import Chart, comparison_charts, run_charts
@@ -23,7 +19,8 @@ from fairflare.evaluation.drawing import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Drawin
 from fairflare.evaluation.facts import Fact, Guard, caution, facts, guards, headline
 from fairflare.evaluation.participation import WIDTH as STRIP_WIDTH
 from fairflare.evaluation.participation import Participation, participation
-from fairflare.evaluation.phrases import gathered, visible
+from fairflare.evaluation.phrases import gathered
+from fairflare.evaluation.rendering import rendered
 from fairflare.evaluation.summary import Comparison, Kind, Remark, RunSummary
 from fairflare.record import RunRecord
 
@@ -154,14 +151,11 @@ def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], pict
         Shown in a row below the results. They become part of the page, so whoever calls this makes sure that they show
         synthetic data only, never a patient.
     """
-    environment = _environment()
-    style = environment.get_template("page.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     summaries = [run.summary for run in runs if run.summary is not None]
     pairs = [(run.name, run.record) for run in runs]
     warnings = _warnings(runs, summaries, comparisons)
-    return environment.get_template("page.html.j2").render(
-        style_sha256=digest,
+    return rendered(
+        "page.html.j2",
         pictures=pictures,
         comparison_words=words.VOCABULARIES[_kind(summaries)],
         title=", ".join(run.name for run in runs),
@@ -180,22 +174,6 @@ def to_html(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], pict
 
 def _kind(summaries: Sequence[RunSummary]) -> Kind:
     return summaries[0].kind if summaries else "two_labels"
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("fairflare.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _visible(value: Any) -> Any:
-    """Write treacherous characters out; text that the template made passes as it is."""
-    return visible(value) if type(value) is str else value
 
 
 def _protected(runs: Sequence[ReportedRun]) -> list[_Protected]:

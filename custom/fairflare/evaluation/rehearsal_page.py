@@ -6,13 +6,10 @@ Names of plans, groups and labels come from other organisations, so they pass an
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -22,6 +19,7 @@ from rich.text import Text
 from fairflare.evaluation.phrases import visible
 from fairflare.evaluation.rehearsal import Rehearsal
 from fairflare.evaluation.rehearsal_words import CAUTION, Grid, Part, answers, parts, title, verdict
+from fairflare.evaluation.rendering import rendered
 
 FORMAT = "fairflare/rehearsal/1"
 _STYLES = {"yes": "bold green", "no": "bold red", "open": "bold yellow"}
@@ -29,19 +27,9 @@ _STYLES = {"yes": "bold green", "no": "bold red", "open": "bold yellow"}
 
 def to_html(found: Rehearsal) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("fairflare.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = environment.get_template("page.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template("rehearsal.html.j2").render(
-        title=title(found), verdict=verdict(found), refused=bool(found.refusals), answers=answers(found),
-        caution=CAUTION, parts=parts(found), steps=_next_steps(found), style_sha256=digest,
+    return rendered(
+        "rehearsal.html.j2", title=title(found), verdict=verdict(found), refused=bool(found.refusals),
+        answers=answers(found), caution=CAUTION, parts=parts(found), steps=_next_steps(found),
     )  # fmt: skip
 
 

@@ -6,17 +6,13 @@ As on the report's page, names from elsewhere pass an escaping template, and the
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fairflare.evaluation import tables, words
 from fairflare.evaluation.facts import Fact
-from fairflare.evaluation.phrases import number, visible
+from fairflare.evaluation.phrases import number
+from fairflare.evaluation.rendering import rendered
 from fairflare.evaluation.summary import Remark, RunSummary
 from fairflare.evaluation.tables import Block, Cell, Row, TableView
 from fairflare.evaluation.worth import CAUTION, Judged, Worth
@@ -46,22 +42,7 @@ class OwnPage:
 
 def to_html(page: OwnPage) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("fairflare.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = environment.get_template("page.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    template = environment.get_template("own.html.j2")
-    return template.render(page=page, caution=CAUTION, glossary=words.GLOSSARY, style_sha256=digest)
-
-
-def _visible(value: Any) -> Any:
-    return visible(value) if type(value) is str else value
+    return rendered("own.html.j2", page=page, caution=CAUTION, glossary=words.GLOSSARY)
 
 
 def result_sections(summary: RunSummary) -> Iterator[Section]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Protocol messages on their way: a task, or an answer, carries several, each about one step.
 
-Down: ``roster``, ``opening`` (of a closed step), ``keyset``, ``dealers``, ``survivors``, ``confirms``, ``offer``. Up:
-``join``, ``keys``, ``shares``, ``upload``, ``confirm``, ``unmask``.
+Down: ``roster``, ``opening`` (of a closed step), ``keyset``, ``dealers``, ``survivors``, ``confirms``, ``witness`` (of
+an open step that is over: who was in it, for a site that missed that), ``offer``. Up: ``join``, ``keys``, ``shares``,
+``upload``, ``confirm``, ``unmask``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fairflare.secagg.encoding import Reader, encode, refuse_form
 from fairflare.secagg.params import MOST_SITES, VectorParams
 from fairflare.secagg.state import Offer, Words
 
-DOWN = ("roster", "opening", "keyset", "dealers", "survivors", "confirms", "offer")
+DOWN = ("roster", "opening", "keyset", "dealers", "survivors", "confirms", "witness", "offer")
 UP = ("join", "keys", "shares", "upload", "confirm", "unmask")
 #: Steps of a task times kinds of messages: a plan has few vectors.
 _MOST_ITEMS = 256
@@ -66,6 +67,19 @@ def parse_offer(item: Item) -> Offer:
 def opening_data(survivors: bytes, payloads: Sequence[Words]) -> bytes:
     """E(opening, survivors, [words, little-endian...])."""
     return encode("opening", survivors, [words.astype(words.dtype.newbyteorder("<")).tobytes() for words in payloads])
+
+
+def witness_data(survivors: bytes, confirms: bytes) -> bytes:
+    """E(witness, survivors, confirms)."""
+    return encode("witness", survivors, confirms)
+
+
+def parse_witness(item: Item) -> tuple[bytes, bytes]:
+    """Inverse of :func:`witness_data`."""
+    reader = Reader(item.data, "witness")
+    found = reader.raw(), reader.raw()
+    reader.end()
+    return found
 
 
 def parse_opening(item: Item, vector: VectorParams) -> tuple[bytes, list[Words]]:

@@ -8,7 +8,7 @@ site's memory first. Secrets of a step live in this process only, are erased aft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -228,18 +228,38 @@ class SiteSession(DealingSite):
         one.confirm, one.survivors, one.phase = message, tuple(index for index, _ in found), "signed"
         return self._signing.sign(message)
 
-    def unmask(self, number: int, confirms: bytes) -> bytes:
-        """UNMASK: this site's shares, once, after at least t survivors confirmed the very same set."""
-        one = self._step(number, "signed")
+    def witness(self, number: int, survivors: bytes, confirms: bytes) -> tuple[str, ...]:
+        """Who was in the sum of a step that this site uploaded to, as t of them confirmed; signs and reveals nothing.
+
+        For a site that was not there when the others confirmed. Nobody, for a step that it gave nothing to, or whose
+        sum went without it.
+        """
+        one = self._steps.get(number)
+        signed = parse_signed_list("survivors", survivors)
+        if one is None or one.upload is None or one.upload not in signed or one.vector.mode != "open":
+            return ()
+        self._verify_uploads(one, signed, None)
+        found = [(Upload.parse(item.message).index, item) for item in signed]
+        indices = [index for index, _ in found]
+        self._verify_enough(one, indices)
+        self._verify_confirms(confirms, confirm_message(one.view, found), indices)
+        return tuple(self._name(index) for index in indices)
+
+    def _verify_confirms(self, confirms: bytes, message: bytes, survivors: Collection[int]) -> None:
         confirmed = set()
         for index, signature in parse_confirms(confirms):
-            if index not in one.survivors or index in confirmed:
+            if index not in survivors or index in confirmed:
                 refuse("CONFIRM", "a confirmation of a site that is no survivor, or two of one", "survivors, each once")
-            self._verify_signed(index, Signed(one.confirm, signature))
+            self._verify_signed(index, Signed(message, signature))
             confirmed.add(index)
         least = threshold(len(self._peers))
         if len(confirmed) < least:
             refuse("CONFIRM", f"{len(confirmed)} confirmations of the same survivors", f"at least {least}")
+
+    def unmask(self, number: int, confirms: bytes) -> bytes:
+        """UNMASK: this site's shares, once, after at least t survivors confirmed the very same set."""
+        one = self._step(number, "signed")
+        self._verify_confirms(confirms, one.confirm, one.survivors)
         lost = [index for index in one.held if index not in one.survivors]
         message = Unmask(
             one.view, sha256(one.confirm), tuple(one.held[index][1] for index in one.survivors),

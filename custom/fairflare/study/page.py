@@ -6,15 +6,10 @@ Names come from whoever wrote the study, so they pass an escaping template, and 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fairflare.evaluation.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-from fairflare.evaluation.phrases import visible
+from fairflare.evaluation.rendering import rendered
 from fairflare.study.results import Findings
 from fairflare.study.scatter import scatter
 from fairflare.study.spec import json_of
@@ -29,18 +24,9 @@ CAUTION = (
 
 def to_html(found: Findings) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("fairflare.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = environment.get_template("page.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     parts = [(sheet, scatter(board)) for sheet, board in zip(sheets(found), found.boards, strict=True)]
-    return environment.get_template("study.html.j2").render(
+    return rendered(
+        "study.html.j2",
         title=f"{TITLE} {found.study.name}",
         summary=summary_line(found),
         unequal=len(set(found.study.grids.values())) > 1,
@@ -52,9 +38,4 @@ def to_html(found: Findings) -> str:
             "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP,
             "bottom": HEIGHT - BOTTOM,
         },
-        style_sha256=digest,
     )  # fmt: skip
-
-
-def _visible(value: Any) -> Any:
-    return visible(value) if type(value) is str else value

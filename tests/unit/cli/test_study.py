@@ -46,8 +46,10 @@ def longer() -> Json:
 def started(file: Path, out: Path) -> subprocess.Popen[bytes]:
     """A study in a process group of its own that has done three runs."""
     process = subprocess.Popen(
-        [*COMMAND, str(file), "--to", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+        [*COMMAND, str(file), "--to", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # Tests that run in the background pass on that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while done_in(out) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ from tests.federation.support import changed, make_hospitals
 
 THE_PLAN = changed(heart("heart_test", FEDAVG), protection=UNPROTECTED)
 SITE = "hospital-1"
+#: Of no process that started this one.
+OTHER_PARENT = os.getppid() + 1
 MASKED = LeastProtection(update="masked", statistics="masked")
 
 
@@ -304,7 +307,7 @@ def test_a_site_that_was_stopped_begins_no_task(context: FLContext, monkeypatch:
     executor.execute(JOIN, message(JOIN), context, Signal())
     site = executor._site
     assert site is not None
-    monkeypatch.setattr("os.getppid", lambda: 1)
+    monkeypatch.setattr("os.getppid", lambda: OTHER_PARENT)
     monkeypatch.setattr(site, "handle", lambda _: pytest.fail("the task was begun"))
     assert site.stop()
     answer = executor.execute(MEASURE, message(MEASURE, {"model": initial_vector(THE_PLAN)}), context, Signal())
@@ -314,7 +317,7 @@ def test_a_site_that_was_stopped_begins_no_task(context: FLContext, monkeypatch:
 def test_a_site_that_is_stopped_during_the_work_lets_nothing_out(
     context: FLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = measured_while(context, monkeypatch, lambda: monkeypatch.setattr("os.getppid", lambda: 1))
+    answer = measured_while(context, monkeypatch, lambda: monkeypatch.setattr("os.getppid", lambda: OTHER_PARENT))
     assert code(answer) == "FF-GATE-PARENT"
     assert {key for key in answer if not key.startswith("__")} == {wire.CODE}
 

@@ -392,15 +392,7 @@ def dropped(tmp_path_factory) -> Callable[..., Run]:
     return get
 
 
-BACK = [
-    pytest.param(*case, marks=pytest.mark.xfail(reason="who did not help to open its update stays out of a session"))
-    if case[1] in ("not confirmed", "not unmasked")
-    else case
-    for case in DROPPED
-]
-
-
-@pytest.mark.parametrize(("protection", "name"), BACK, ids=[" ".join(case) for case in DROPPED])
+@pytest.mark.parametrize(("protection", "name"), DROPPED, ids=[" ".join(case) for case in DROPPED])
 def test_a_site_is_back_in_the_next_round(dropped, protection, name) -> None:
     task, fault, _ = HIDDEN[name]
     run = dropped(protection, {(task, FAULTY): {"beryl": fault}})

@@ -359,21 +359,7 @@ def test_controls_stay_the_mean_of_the_sites_controls_whoever_drops_out(dropped,
     verify_controls(run)
 
 
-STAYS_OUT = (
-    "uploaded, not confirmed",
-    "confirmed, and lost",
-    "counted, not unmasked",
-    "uploaded, then away for a round",
-)
-BACK = [
-    pytest.param(*case, marks=pytest.mark.xfail(reason="who did not help to open its update stays out of a session"))
-    if case[1] in STAYS_OUT
-    else case
-    for case in CASES
-]
-
-
-@pytest.mark.parametrize(("protection", "name"), BACK, ids=[" ".join(case) for case in CASES])
+@pytest.mark.parametrize(("protection", "name"), CASES, ids=[" ".join(case) for case in CASES])
 def test_a_site_is_back_once_it_does_not_fail(dropped, protection, name) -> None:
     assert {("beryl", 3), ("beryl", 4)} <= dropped(protection, name).counted
 
