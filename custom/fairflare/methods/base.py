@@ -283,7 +283,8 @@ class ServerHalf:
         means
             Weighted means over the sites that counted, float64: ``update`` (P,), and the method's further parts.
         share
-            Sum of p_s over the sites that counted, where p_s sum to 1 over the session; in (0, 1].
+            Sum of p_s over the sites that counted, where p_s sum to 1 over the session; in (0, 1]. Says nothing where
+            sites choose their own weights.
         """
         return moved(model, means[UPDATE])
 

@@ -130,11 +130,11 @@ class FairFedSite(SiteHalf):
     def begin(self, assignment: Assignment) -> Correction:
         """Move the weight, if all sites' distances were opened."""
         parameters = self._method.parameters
+        waits = parameters.first_round == "plain" and self._settled is None  # also as a resumed run begins anew
         if self._settled is None:
             self._settled = self._share = assignment.share
         self.weight = self._settled
         own, mean = assignment.distance, assignment.mean_distance
-        waits = parameters.first_round == "plain" and assignment.round == 0
         if own is not None and mean is not None and not waits:
             self.weight -= parameters.beta * (own - mean)
         return Correction()

@@ -35,7 +35,7 @@ def recipe() -> Recipe:
     (text,) = re.findall(r"<!-- recipe: begin -->\n(.*?)<!-- recipe: end -->", page, re.DOTALL)
     (path,) = re.findall(r"`(custom/fairflare/methods/\w+\.py)`", text)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert [kind for kind, _ in blocks] == ["python", "python", "json", "python"]
+    assert [kind for kind, _ in blocks] == ["python", "python", "json", "text"]
     return Recipe(path, *(block for _, block in blocks))
 
 
