@@ -16,7 +16,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poc provisioned test test-all lint bench fuzz real study lock clean
+.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ poc: setup  ## two masked jobs through nvflare poc and the simulator, the same m
 
 provisioned: setup  ## the same from real start-up kits: mutual TLS, four hospitals as processes of their own
 	$(BIN)/python -m poc.run provisioned
+
+distributed: setup  ## the same from kits that every party makes and hardens itself: no key leaves its owner
+	$(BIN)/python -m poc.run distributed
 
 test: lint  ## static checks, then all tests but the slow ones
 	$(BIN)/python -m pytest

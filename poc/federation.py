@@ -109,14 +109,18 @@ class Kits:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
         (base / "home").mkdir(parents=True)
-        kits = self._provision(write_project(base / "project.yml", self.sites, heartbeat))
-        self.kits = {name: kits / name for name in (SERVER, ADMIN, RESEARCHER, *self.sites)}
+        self.kits = self._made(write_project(base / "project.yml", self.sites, heartbeat))
         self.peers = {site: key_hash((self.kits[site] / "startup" / "client.crt").read_bytes()) for site in self.sites}
         self.store.mkdir(mode=0o700)
         for site in self.sites:
             local = self.kits[site] / "local"
             write_catalog(local, DataCatalog(format=catalog.format, data_sets=(catalog.sites or {})[site], sites=None))
             self.set_policy(site)
+
+    def _made(self, project: Path) -> dict[str, Path]:
+        """Make the kits; returns each party's."""
+        kits = self._provision(project)
+        return {name: kits / name for name in (SERVER, ADMIN, RESEARCHER, *self.sites)}
 
     def _provision(self, project: Path) -> Path:
         """Make the kits; returns the folder that holds them."""

@@ -2,12 +2,13 @@
 """Two masked jobs over four synthetic hospitals as real FLARE processes, checked against the local engine.
 
 ``python -m poc.run provisioned``: kits from ``nvflare provision``, every party started from its own, mutual TLS.
+``python -m poc.run distributed``: every party makes its own key, and hardens its own kit (``poc/distributed.py``).
 ``python -m poc.run poc``: the same kits in ``nvflare poc``; and both jobs in ``nvflare simulator`` as well.
 
 For each job: submit it as the researcher, download its record, verify it, and compare the plan's hash and the global
 model's hash of every round with those of the same plan in one process. Masked sums are exact, so they must be equal.
 
-Everything is in ``runs/provisioned`` or ``runs/poc``, which a new run replaces. However it ends, no process is left.
+Everything is in the folder of that name in ``runs``, which a new run replaces. However it ends, no process is left.
 Exit status 0 only if every comparison held.
 """
 
@@ -37,11 +38,14 @@ from fairflare.jobs import write_job
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog, Entry
 from fairflare.record import RunRecord
+from poc.distributed import Distributed, verify_keys_at_home
 from poc.federation import ROOT, SERVER, Federation, FederationError, Kits, Poc, events_in
 
 SITES = ("hospital-1", "hospital-2", "hospital-3", "hospital-4")
 #: Job -> synthetic records of each hospital. Few: what is shown is that the parts fit, not that a model is good.
 JOBS = {"heart_flexfair": 200, "skin_flexfair": 100}
+#: What can be run, and in how many places each job runs then.
+KINDS = {"poc": 3, "provisioned": 2, "distributed": 2}
 OWN = ".fairflare-poc"
 #: Seconds until a job is given up.
 LONGEST = 400.0
@@ -208,6 +212,18 @@ def provisioned(study: Study) -> None:
         run_kits(study, kits, "provisioned kits")
 
 
+def distributed(study: Study) -> None:
+    say("every party makes its key (nvflare cert), its kit (nvflare package), and hardens it (fairflare kit harden)")
+    kits = Distributed(study.folder / "federation", study.catalog)
+    with stopped(kits):
+        kits.start(SERVER)
+        kits.start(*SITES)
+        say("the server and four hospitals run, each from the kit that it made itself (mutual TLS, pinned keys)")
+        run_kits(study, kits, "own kits")
+    keys, files = verify_keys_at_home(study.folder, kits.homes)
+    say(f"{keys} private keys, each in its owner's folder only: {files} files were searched")
+
+
 def poc(study: Study) -> None:
     run_simulator(study)
     say("nvflare poc prepare: the same hardened kits")
@@ -232,7 +248,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["poc", "provisioned"])
+    parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("--out", type=Path, help="folder, by default runs/<kind>; a run in it is replaced")
     parser.add_argument("--job", action="append", choices=sorted(JOBS), help="only this job (may be given twice)")
     given = parser.parse_args(arguments)
@@ -242,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with signals_as_exceptions():
             study = prepare(folder, given.job or list(JOBS))
             run_here(study)
-            (poc if given.kind == "poc" else provisioned)(study)
+            globals()[given.kind](study)  # looked up now, so that a test can put another in its place
     except KeyboardInterrupt:
         say("interrupted; no process is left")
         return 130
@@ -252,8 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if study is not None and study.rows:
             print(f"\n{summary(study.rows)}\n\neverything is in {folder}", flush=True)
-    places = {"poc": 3, "provisioned": 2}[given.kind]
-    return 0 if len(study.rows) == places * len(study.plans) and all(row.holds for row in study.rows) else 1
+    return 0 if len(study.rows) == KINDS[given.kind] * len(study.plans) and all(row.holds for row in study.rows) else 1
 
 
 if __name__ == "__main__":

@@ -120,8 +120,9 @@ def test_a_kit_at_the_wrong_time_does_not_start_and_says_why(code: str, parties:
     with _changed(parties, "client.crt", "signature.json") as startup:
         _reissue(parties, startup, *PERIODS[code])
         said = _fails_to_start(parties)
-    assert f"{code}: got client.crt" in said
-    assert "Next step: " in said
+    assert code in said
+    assert "client.crt that" in said
+    assert "next step: " in said
     assert "created secure channel" not in said
 
 
@@ -129,8 +130,9 @@ def test_a_changed_file_of_the_kit_does_not_start(parties: Federation) -> None:
     with _changed(parties, "fed_client.json") as startup:
         (startup / "fed_client.json").write_bytes((startup / "fed_client.json").read_bytes() + b" ")
         said = _fails_to_start(parties)
-    assert "not secure content" in said
+    assert "FF-KIT-CHANGED" in said
     assert "fed_client.json" in said
+    assert "Start NVFlare" not in said
 
 
 def test_a_kit_of_another_project_never_gets_in(parties: Federation, tmp_path: Path) -> None:

@@ -118,13 +118,17 @@ def test_a_rerun_ends_what_an_earlier_run_left(tmp_path: Path) -> None:
 
 @pytest.mark.federation
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["provisioned", "poc"])
+@pytest.mark.parametrize("kind", ["provisioned", "distributed", "poc"])
 def test_a_whole_run(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     process = start(kind, folder)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
-    places = {"provisioned": ["one process", "provisioned kits"], "poc": ["one process", "simulator", "nvflare poc"]}
+    places = {
+        "provisioned": ["one process", "provisioned kits"],
+        "distributed": ["one process", "own kits"],
+        "poc": ["one process", "simulator", "nvflare poc"],
+    }
     lines = [line for line in output.splitlines() if line.startswith("heart_flexfair")]
     assert [line[17:36].strip() for line in lines] == places[kind]
     assert all(line.endswith("same    20/20  ok") for line in lines)

@@ -69,7 +69,7 @@ def sandbox(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("lines", CASES)
 def test_a_block_of_commands_runs(lines: list[str], sandbox: Path, request: pytest.FixtureRequest) -> None:
-    environment = {**os.environ, "COLUMNS": "200"}
+    environment = {**os.environ, "COLUMNS": "200", "HOME": str(sandbox)}  # nvflare cert notes what it did in there
     if "FAIRFLARE_DATA" in "\n".join(lines):
         environment["FAIRFLARE_DATA"] = str(request.getfixturevalue("shared_data"))
     for line in lines:

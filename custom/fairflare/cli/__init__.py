@@ -18,6 +18,7 @@ from fairflare.cli import (
     evaluate,
     feasibility,
     jobs,
+    kit,
     plan,
     policy,
     predict,
@@ -47,6 +48,7 @@ app.add_typer(run.app, name="run")
 app.add_typer(secagg.app, name="secagg")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
+app.add_typer(kit.app, name="kit")
 plan.app.command(name="feasibility")(feasibility.plan_feasibility)
 app.command(name="feasibility")(feasibility.feasibility)
 app.command(name="rehearse")(rehearse.rehearse)

@@ -14,19 +14,11 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.lighter.utils import sign_folders
 
-from fairflare.flare.provision_files import (
-    Kind,
-    Role,
-    Settings,
-    close_to_others,
-    harden_local,
-    harden_start,
-    next_steps,
-)
+from fairflare.flare.harden import harden_kit
+from fairflare.flare.provision_files import Role, Settings, close_to_others
 from fairflare.policy.catalog import is_site_name
 from fairflare.secagg.identity import key_hash
 
-_README = "readme.txt"
 #: Where FLARE's certificate builder keeps the project's private key.
 _STATE = "cert.json"
 
@@ -61,20 +53,16 @@ class HardeningBuilder(Builder):  # type: ignore[misc]
             raise ValueError("HardeningBuilder must stand after CertBuilder in project.yml")
         _verify_parties(project)
         sites = {client.name: _key(client, ctx) for client in project.get_clients()}
-        parties: list[tuple[Participant, Kind]] = [(project.get_server(), "server")]
+        parties: list[tuple[Participant, Role]] = [(project.get_server(), "server")]
         parties += [(client, "site") for client in project.get_clients()]
-        for party, kind in parties:
-            startup = Path(ctx.get_kit_dir(party))
-            harden_local(Path(ctx.get_local_dir(party)), kind, party.name, sites, self.settings)
-            harden_start(startup)
-            # FLARE signs start-up folders only where homomorphic encryption is used. It checks the signature, where
-            # there is one, at every start: so a changed fed_client.json (no TLS, unsigned jobs) is found.
-            sign_folders(str(startup), root_key, signature_file=ProvFileName.SIGNATURE_JSON)
-        holders: list[tuple[Participant, Role]] = [*parties, *((admin, "person") for admin in project.get_admins())]
-        for party, role in holders:
+        parties += [(admin, "person") for admin in project.get_admins()]
+        for party, role in parties:
             kit = Path(ctx.get_ws_dir(party))
-            (kit / "startup" / _README).unlink(missing_ok=True)  # FLARE's, for people, names files that are not there
-            (kit / _README).write_text(next_steps(role, party.name), encoding="utf-8")
+            harden_kit(kit, role, party.name, sites, self.settings)
+            if role != "person":
+                # FLARE signs start-up folders only where homomorphic encryption is used. Signed, a changed
+                # fed_client.json (no TLS, unsigned jobs) is found at every start.
+                sign_folders(str(kit / "startup"), root_key, signature_file=ProvFileName.SIGNATURE_JSON)
             close_to_others(kit)
         _close_state(Path(ctx.get_state_dir()))
         # Whoever may write into a folder may put another kit, or another root, in the place of one that is closed.

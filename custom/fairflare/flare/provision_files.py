@@ -10,6 +10,7 @@ file falls back to a closed kit, not to an open one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +75,19 @@ _AT_SERVER: Mapping[str, Mapping[str, str]] = {
 _NOBODY = {"shell_commands": "none", "byoc": "none", "server-predeployed-flwr": "none"}
 
 
+#: What the start script runs before FLARE, which looks for its configuration everywhere and takes the first it finds.
+_CHECK = 'python3 -c "from fairflare.cli import main; main()" kit check "$WORKSPACE" || exit 1'
 #: Lines of FLARE's start script, and what they become. FLARE puts /local/custom, and through the empty end of the list
 #: also whatever folder it was started from, before the installed packages.
 _START = (
     ("#!/usr/bin/env bash\n", "#!/usr/bin/env bash\numask 077\nexport PYTHONSAFEPATH=1\n"),
     ("export PYTHONPATH=/local/custom:$PYTHONPATH\n", 'export PYTHONPATH="${PYTHONPATH:-}"\n'),
+    ('echo "PYTHONPATH is $PYTHONPATH"\n', f'echo "PYTHONPATH is $PYTHONPATH"\n{_CHECK}\n'),
 )
+#: ``nvflare package`` leaves out where a job's configuration is; FLARE would then look for ours in the wrong folder.
+_NO_FOLDER = re.compile(r"\bconfig_folder=$", re.MULTILINE)
+#: FLARE's start-up configuration of each kind, where it stands in ``startup/``.
+_CONFIGS = ("fed_server.json", "fed_client.json")
 _STEPS: Mapping[Role, tuple[str, ...]] = {
     "server": (
         "1. Copy this folder to the server, into a folder that only FLARE's user can read.",
@@ -156,8 +164,9 @@ def harden_local(local: Path, kind: Kind, name: str, sites: Mapping[str, str], s
     _write(local / AUTHORIZATION, authorization(kind))
     _write(local / PRIVACY, privacy(kind))
     (local / f"{PRIVACY}.sample").unlink(missing_ok=True)
-    roster = Roster(format=ROSTER_FORMAT, sites=dict(sorted(sites.items())))
-    (local / ROSTER_NAME).write_text(schema.pretty(roster), encoding="utf-8")
+    if sites:  # the server of a project without a provisioner learns them later
+        roster = Roster(format=ROSTER_FORMAT, sites=dict(sorted(sites.items())))
+        (local / ROSTER_NAME).write_text(schema.pretty(roster), encoding="utf-8")
     if kind == "site":
         policy = standard_policy(Path(settings.store) / name)
         (local / f"{POLICY_NAME}{TEMPLATE}").write_text(schema.pretty(policy), encoding="utf-8")
@@ -165,15 +174,35 @@ def harden_local(local: Path, kind: Kind, name: str, sites: Mapping[str, str], s
 
 
 def harden_start(startup: Path) -> None:
-    """Let the start script make files for their owner only, and look for modules in no folder that others may fill."""
+    """Harden ``startup/``; raises :class:`ValueError` as :func:`start_texts`, and has changed nothing then.
+
+    The start script makes files for their owner only, looks for modules in no folder that others may fill, and lets the
+    kit be checked first. Jobs without a submitter's signature are refused.
+    """
+    for file, text in start_texts(startup).items():
+        file.write_text(text, encoding="utf-8")
+
+
+def start_texts(startup: Path) -> dict[Path, str]:
+    """Files of ``startup/``, and what is in them when they are hardened.
+
+    Raises
+    ------
+    ValueError
+        For a start script that is not that of FLARE 2.9, and for connections without mutual TLS.
+    """
+    configs = [file for file in map(startup.joinpath, _CONFIGS) if file.exists()]
+    files = {file: _signed_jobs(file.read_text(encoding="utf-8")) for file in configs}
     script = startup / "sub_start.sh"
+    if not script.exists():
+        return files  # FLARE has prepared the kit for a container, which starts in its own way
     text = script.read_text(encoding="utf-8")
     for found, wanted in _START:
         if wanted not in text:
             if text.count(found) != 1:
                 raise ValueError(f"sub_start.sh is not that of NVIDIA FLARE 2.9: no line {found.strip()!r}")
             text = text.replace(found, wanted)
-    script.write_text(text, encoding="utf-8")
+    return {**files, script: _NO_FOLDER.sub("config_folder=config", text)}
 
 
 def close_to_others(kit: Path) -> None:
@@ -253,6 +282,17 @@ def _server_resources(resources: dict[str, Any], settings: Settings) -> dict[str
     made["components"].append({"id": "intake", "path": INTAKE, "args": {}})
     made["components"].append({"id": "vetoes", "path": VETOES, "args": {}})
     return made
+
+
+def _signed_jobs(text: str) -> str:
+    """A start-up configuration that asks for signed jobs, by name."""
+    config = json.loads(text)
+    for part in (*config["servers"], config.get("client", {})):
+        if part.get("connection_security", "mtls") != "mtls":
+            raise ValueError("connection_security: expected 'mtls': without it anybody may pose as a party")
+    if config.get("require_signed_jobs") is True:
+        return text
+    return json.dumps({**config, "require_signed_jobs": True}, indent=2) + "\n"
 
 
 def _verify_whole(name: str, value: object, least: int) -> None:

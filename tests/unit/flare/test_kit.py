@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from fairflare.errors import KitError
-from fairflare.flare.kit import KitCheck, verify_kit
+from fairflare.flare.kit import KitCheck
+from fairflare.flare.kit_manifest import write_manifest
+from fairflare.flare.kit_state import verify_kit
 
 NOW = datetime.now(tz=timezone.utc)
 DAY = timedelta(days=1)
@@ -53,6 +55,8 @@ def kit(
     (startup / f"{role}.crt").write_bytes(certificate("hospital-1", issuer, KEY, signer, period))
     form, plain = serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     (startup / f"{role}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+    (base / "local").mkdir()
+    write_manifest(base, role)
     return startup
 
 

@@ -426,7 +426,9 @@ def test_flare_does_not_start_from_a_changed_kit(kits: Path, tmp_path: Path) -> 
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 1
-    assert "not secure content.\nfed_client.json" in done.stdout
+    assert "FF-KIT-CHANGED" in done.stderr
+    assert "startup/fed_client.json" in done.stderr
+    assert "Start NVFlare" not in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------------- wrong projects

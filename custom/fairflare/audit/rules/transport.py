@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import fnmatch
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -24,6 +27,10 @@ _HERE: Final = ("localhost", "127.0.0.1", "::1")
 _SIGNATURES: Final = "startup/signature.json"
 #: What FLARE signs with, and never signs itself.
 _UNSIGNED: Final = ("signature.json", ".__nvfl_submitter.crt")
+#: What a kit's holder signs with the kit's own key, where the project's root signed nothing.
+_MANIFEST: Final = "local/kit_manifest.json"
+_MANIFEST_DOMAIN: Final = b"fairflare/kit-manifest/1\x00"
+_MANIFEST_LOCAL: Final = ("*.default", "privacy.json", "*__*resources.json", "job_resources.json")
 
 
 def _check_readable(evidence: Evidence) -> Iterator[Outcome]:
@@ -88,11 +95,15 @@ def _check_inner(kit: Kit) -> Iterator[Outcome]:
 def _check_signature(evidence: Evidence) -> Iterator[Outcome]:
     kit = evidence.kit
     listed = kit.folder.json(_SIGNATURES)
+    manifest = kit.folder.json(_MANIFEST)
+    if not isinstance(manifest, Problem) or not manifest.absent:
+        yield from _check_manifest(kit, manifest)
     if isinstance(listed, Problem):
-        if listed.absent:
-            yield Defect(_SIGNATURES, "no signatures", "a signature of the project's root for every file")
-        else:
+        if not listed.absent:
             yield Doubt(_SIGNATURES, f"the file {listed.text}")
+        elif isinstance(manifest, Problem) and manifest.absent:
+            allowed = "a signature of the project's root for every file, or a hardened kit's own manifest"
+            yield Defect(_SIGNATURES, "no signatures", allowed)
         return
     root = kit.root_certificate()
     key = None if isinstance(root, Problem) else root.public_key()
@@ -123,6 +134,44 @@ def _check_signed(kit: Kit, name: str, signature: object, key: rsa.RSAPublicKey)
     except (InvalidSignature, binascii.Error, ValueError):
         place = f"startup/{plain_name(name)}"
         yield Defect(place, "a file that is not the one that was signed", "every file as it was provisioned")
+
+
+def _check_manifest(kit: Kit, manifest: object) -> Iterator[Outcome]:
+    files = manifest.get("files") if isinstance(manifest, Mapping) else None
+    if not isinstance(manifest, Mapping) or not isinstance(files, Mapping):
+        yield Doubt(_MANIFEST, f"the file {manifest.text}" if isinstance(manifest, Problem) else "is no manifest")
+        return
+    own = kit.certificate()
+    key = None if isinstance(own, Problem) else own.public_key()
+    if not isinstance(key, rsa.RSAPublicKey):
+        yield Doubt(_MANIFEST, "there is no certificate with an RSA key to verify it with")
+        return
+    unsigned = {**manifest, "signature": ""}
+    text = json.dumps(unsigned, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("utf-8")
+    if not _is_signed(key, manifest.get("signature"), _MANIFEST_DOMAIN + text):
+        yield Defect(_MANIFEST, "a manifest that this kit's key did not sign", "the one of 'fairflare kit harden'")
+        return
+    here = {name for name in kit.folder.files("startup") if name != kit.key_file} | {
+        name for name in kit.folder.files("local")
+        if name.count("/") == 1 and any(fnmatch.fnmatchcase(name.split("/")[1], one) for one in _MANIFEST_LOCAL)
+    }  # fmt: skip
+    for name in sorted({*here, *files}):
+        data = kit.folder.content(name) if name in here else None
+        if name not in here:
+            yield Defect(plain_name(name), "a signed file that is not there", "every file as it was hardened")
+        elif name not in files:
+            yield Defect(plain_name(name), "a file that nobody signed", "files of the hardened kit only")
+        elif isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != files[name]:  # else rule 100 says so
+            yield Defect(plain_name(name), "a file that is not the one that was signed", "every file as hardened")
+
+
+def _is_signed(key: rsa.RSAPublicKey, signature: object, message: bytes) -> bool:
+    try:
+        raw = base64.b64decode(signature if isinstance(signature, str) else "", validate=True)
+        key.verify(raw, message, padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=0), hashes.SHA256())
+    except (InvalidSignature, binascii.Error, ValueError):
+        return False
+    return True
 
 
 def _check_certificates(evidence: Evidence) -> Iterator[Outcome]:
@@ -178,9 +227,9 @@ TRANSPORT = (
     Rule(
         "FFA-102",
         Severity.high,
-        "The startup folder is as it was provisioned",
+        "The startup folder is as it was provisioned or hardened",
         "Its files say whom the kit believes and how it connects; a changed one can switch TLS or signed jobs off.",
-        "Fetch the kit again from the person who provisions; make kits with FairFlare's builder, which signs them.",
+        "Fetch or make the kit again; FairFlare's builder signs kits, and 'fairflare kit harden' signs one's own.",
         "45 CFR 164.312(c)(1)",
         (Check(("site", "server"), _check_signature),),
     ),

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fairflare kit``: harden a start-up kit, check that it is as it was, and write down the other hospitals' keys."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairflare.errors import KitError
+from fairflare.flare.provision_files import Settings
+
+app = typer.Typer(
+    help="Harden a start-up kit, check that it is as it was, and write down the other hospitals' keys.",
+    no_args_is_help=True,
+)
+
+KitFolder = Annotated[Path, typer.Argument(help="The start-up kit: the folder that holds startup/ and local/.")]
+
+
+class Holder(str, Enum):
+    """Whose kit it is."""
+
+    site = "site"
+    server = "server"
+    person = "person"
+
+
+@app.command()
+def harden(
+    kit: KitFolder,
+    role: Annotated[Holder | None, typer.Option(help="Whose kit it must be.", show_default="what the kit says")] = None,
+    store: Annotated[
+        str, typer.Option(help="A site's folder for what must last, below which its own stands.")
+    ] = Settings.store,
+    heartbeat: Annotated[
+        int, typer.Option(help="The server's: seconds without a sign of life until a site is lost.")
+    ] = Settings.heartbeat_seconds,
+    tries: Annotated[
+        int, typer.Option(help="The server's: how often a job is offered to sites that do not take it.")
+    ] = Settings.schedule_tries,
+) -> None:
+    """Close what FLARE's template leaves open in a kit, and sign its files with its own key.
+
+    The last step after 'nvflare package'. Doing it again changes nothing.
+    """
+    from fairflare.flare.harden import harden_own
+
+    try:
+        settings = Settings(heartbeat, tries, store)
+    except ValueError as problem:
+        raise KitError(
+            "FF-KIT-SETTING", got=str(problem), expected="a sensible one", next_step="correct the option"
+        ) from None
+    found, name = harden_own(kit, settings, role.value if role else None)
+    typer.echo(f"hardened: the kit of the {found} {name}")
+    typer.echo(f"next step: read {kit / 'readme.txt'}")
+
+
+@app.command()
+def check(kit: KitFolder) -> None:
+    """Say whether a site or the server may start from a kit: certificates, files as signed, no second configuration.
+
+    The start script of a hardened kit runs it first. It reads files; 'fairflare audit kit' looks at much more.
+    """
+    from fairflare.flare.harden import kit_holder
+    from fairflare.flare.kit_state import verify_person, verify_start
+
+    if kit_holder(kit) == "person":
+        verify_person(kit)
+        typer.echo("kit: the certificate is as it must be; a person's kit has no list of its files")
+        return
+    verify_start(kit)
+    typer.echo("kit: certificates, signed files and configurations are as they must be")
+
+
+@app.command()
+def roster(
+    kit: KitFolder,
+    add: Annotated[
+        list[str], typer.Option(help="NAME=HASH of another site, as it told by telephone; may be given again.")
+    ],
+    replace: Annotated[bool, typer.Option("--replace", help="Take another hash than the one that is there.")] = False,
+) -> None:
+    """Write other hospitals' keys into local/roster.json; then 'fairflare policy new --kit' pins them."""
+    from fairflare.flare.harden import add_to_roster
+
+    pairs = [one.partition("=") for one in add]
+    hashes = {name: pin.lower() for name, _, pin in pairs}
+    if len(hashes) < len(pairs):
+        raise KitError(
+            "FF-KIT-ROSTER", got="a site that is named twice", expected="one hash of each", next_step="take one out"
+        )
+    add_to_roster(kit, hashes, replace=replace)
+    typer.echo(f"local/roster.json: {', '.join(sorted(hashes))}")
