@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -27,6 +28,7 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives import serialization
 
+from fairflare.policy import CATALOG_NAME
 from fairflare.policy.roster import read_roster
 from fairflare.secagg.identity import key_hash
 from poc.federation import HEARTBEAT, RESEARCHER, ROOT, SERVER, Federation, FederationError
@@ -87,20 +89,22 @@ class Authority(Party):
         self.nvflare("cert", "approve", str(request), "-c", "ca", "--profile", str(self._profile), "--out", str(signed))
 
 
-def request(party: Party, participant: Mapping[str, Any], post: Path) -> Path:
-    """Make a party's key and its request, and post the request; returns it."""
+def request(party: Party, participant: Mapping[str, Any], post: Path, folder: str = "request") -> Path:
+    """Make a party's key and its request in a ``folder`` of its own, and post the request; returns it."""
     document = {"name": _template("profile")["name"], "participants": [dict(participant)]}
     (party.folder / "participant.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
-    party.nvflare("cert", "request", "-p", "participant.yaml", "--out", "request")
-    made = party.folder / "request" / f"{participant['name']}.request.zip"
+    party.nvflare("cert", "request", "-p", "participant.yaml", "--out", folder)
+    made = party.folder / folder / f"{participant['name']}.request.zip"
     posted = post / made.name
     posted.write_bytes(made.read_bytes())
     return posted
 
 
-def package(party: Party, signed: Path, fingerprint: str, *, harden: bool = True) -> Path:
+def package(
+    party: Party, signed: Path, fingerprint: str, *, harden: bool = True, folder: str = "request", to: str = "kits"
+) -> Path:
     """Make a party's kit from its own key and its certificate, harden and check it; returns its folder."""
-    made = party.nvflare("package", str(signed), "--request-dir", "request", "--fingerprint", fingerprint, "-w", "kits")
+    made = party.nvflare("package", str(signed), "--request-dir", folder, "--fingerprint", fingerprint, "-w", to)
     kit = Path(made["output_dir"])
     if harden:
         party.fairflare("kit", "harden", str(kit), "--heartbeat", str(HEARTBEAT))
@@ -126,7 +130,7 @@ class Distributed(Federation):
             wanted[site] = {**_template("hospital")["participants"][0], **changes}
         post = self.base / "post"
         post.mkdir(parents=True)
-        authority = Authority(self.homes[AUTHORITY], port)
+        self._authority = authority = Authority(self.homes[AUTHORITY], port)
 
         def make(name: str) -> Path:
             party = Party(self.homes[name])
@@ -140,12 +144,29 @@ class Distributed(Federation):
         self._exchange(kits)
         return kits
 
-    def _exchange(self, kits: Mapping[str, Path]) -> None:
+    def renew(self, site: str) -> None:
+        """Give one hospital, which is stopped, a new key, certificate and kit; the others change one hash.
+
+        Its policy, catalogue and roster move with it; its store stays where it is.
+        """
+        party, old, post = Party(self.homes[site]), self.kits[site], self.base / "post"
+        (participant,) = yaml.safe_load((party.folder / "participant.yaml").read_text(encoding="utf-8"))["participants"]
+        signed = post / f"{site}.again.signed.zip"
+        self._authority.approve(request(party, participant, post, "request-2"), signed)
+        new = package(party, signed, self._authority.fingerprint, folder="request-2", to="kits-2")
+        shutil.copyfile(old / "local" / CATALOG_NAME, new / "local" / CATALOG_NAME)
+        self.kits[site] = new
+        self.peers = {**self.peers, site: key_hash((new / "startup" / "client.crt").read_bytes())}
+        self._exchange(self.kits, "--replace")
+        for one in self.sites:
+            self.set_policy(one)
+
+    def _exchange(self, kits: Mapping[str, Path], *more: str) -> None:
         """Tell everybody the hashes of all hospitals' keys, as their people do by telephone."""
         told = {site: key_hash((kits[site] / "startup" / "client.crt").read_bytes()) for site in self.sites}
         words = [word for site, pin in told.items() for word in ("--add", f"{site}={pin}")]
         for name in (SERVER, *self.sites):
-            Party(self.homes[name]).fairflare("kit", "roster", str(kits[name]), *words)
+            Party(self.homes[name]).fairflare("kit", "roster", str(kits[name]), *words, *more)
         for site in self.sites:
             if read_roster(kits[site]) != told:
                 raise FederationError(f"{site}: another roster than was told")

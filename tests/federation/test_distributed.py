@@ -107,3 +107,21 @@ def test_a_hospital_whose_kit_was_changed_does_not_start(parties: Distributed) -
         file.unlink()
         if before is not None:
             file.write_bytes(before)
+
+
+@pytest.mark.slow
+def test_one_hospital_gets_a_new_key_and_the_others_keep_their_kits(parties: Distributed, tmp_path: Path) -> None:
+    before = {name: (kit / "startup").stat().st_ino for name, kit in parties.kits.items()}
+    old = parties.peers[ILL]
+    parties.renew(ILL)
+    assert {name for name, kit in parties.kits.items() if (kit / "startup").stat().st_ino != before[name]} == {ILL}
+    assert parties.peers[ILL] != old
+    assert audit_kit(parties.kits[ILL]).findings == audit_kit(parties.kits[SITES[0]]).findings
+    plan = changed(presets.shipped("heart_flexfair"), name="new_key", training={"rounds": 2, "seed": 5})
+    parties.start(SERVER)
+    parties.start(*SITES)
+    job = parties.submit(write_job(plan, tmp_path / "jobs"))
+    assert parties.ended(job) == "FINISHED:COMPLETED", parties.deploy_details(job)
+    record = verify_run(parties.download(job))
+    assert len(record.rounds) == 2
+    parties.stop()

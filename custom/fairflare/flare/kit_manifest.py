@@ -101,7 +101,7 @@ def write_manifest(kit: Path, role: str) -> None:
 def verify_files(kit: Path, role: str) -> None:
     """Raise :class:`KitError` unless the kit's files are those that were signed.
 
-    By the project's root where there is FLARE's ``signature.json``, and by the kit's own key where there is a manifest.
+    By the kit's own key where there is a manifest, and by the project's root where there is FLARE's ``signature.json``.
 
     Raises
     ------
@@ -116,10 +116,10 @@ def verify_files(kit: Path, role: str) -> None:
             "OPEN", "a kit with neither FLARE's signature nor a manifest of its files", "a hardened kit",
             "run 'fairflare kit harden' on it, once, before it starts",
         )  # fmt: skip
-    if signed:
-        _verify_signature(startup)
     if listed:
         _verify_manifest(kit, role)
+    if signed:
+        _verify_signature(startup, whole=not listed)
 
 
 def verify_unhidden(kit: Path) -> None:
@@ -156,8 +156,11 @@ def _verify_manifest(kit: Path, role: str) -> None:
             _changed(name)
 
 
-def _verify_signature(startup: Path) -> None:
-    """As FLARE does for single files, but for the whole folder: one that was added is found as well."""
+def _verify_signature(startup: Path, *, whole: bool) -> None:
+    """As FLARE does for single files; ``whole``: a file that was added or taken out is found as well.
+
+    Not where a manifest names them all: its holder may have prepared the kit for a container since.
+    """
     try:
         listed: Any = json.loads((startup / SIGNATURE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -167,9 +170,10 @@ def _verify_signature(startup: Path) -> None:
     public = _public_key(startup / "rootCA.pem")
     own = {SIGNATURE_NAME, _SUBMITTER}
     files = {name: file for name, file in _below(startup).items() if name not in own}
-    _verify_names({f"startup/{name}": "" for name in listed}, {f"startup/{name}": "" for name in files})
+    if whole:
+        _verify_names({f"startup/{name}" for name in listed}, {f"startup/{name}" for name in files})
     for name, file in files.items():
-        if not _is_signed(public, listed[name], _content(file), padding.PSS.MAX_LENGTH):
+        if name in listed and not _is_signed(public, listed[name], _content(file), padding.PSS.MAX_LENGTH):
             _changed(f"startup/{name}")
 
 

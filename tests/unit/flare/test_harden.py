@@ -280,6 +280,24 @@ def test_a_provisioned_kit_can_be_hardened_by_its_holder_too(tmp_path: Path) -> 
         verify_start(kit)
 
 
+def test_a_provisioned_kit_that_was_prepared_for_containers_is_signed_by_its_holder(tmp_path: Path) -> None:
+    kit = provisioned.provision(tmp_path, stock=False) / "prod_00" / SITE
+    for name in ("start.sh", "stop_fl.sh", "sub_start.sh"):  # as `nvflare deploy prepare` does
+        (kit / "startup" / name).unlink()
+    (kit / "startup/start_docker.sh").write_text("docker run\n", encoding="utf-8")
+    with pytest.raises(KitError, match="FF-KIT-ADDED"):
+        verify_start(kit)
+    harden_own(kit, Settings())
+    verify_start(kit)
+    assert "FFA-102" not in {rule for rule, _ in findings(kit)}
+    config = kit / "startup/fed_client.json"
+    config.write_text(config.read_text("utf-8") + " ", encoding="utf-8")
+    harden_own(kit, Settings())  # whoever has the key may sign, but not for the root
+    with pytest.raises(KitError, match="FF-KIT-CHANGED"):
+        verify_start(kit)
+    assert ("FFA-102", "high") in findings(kit)
+
+
 # ------------------------------------------------------------------------------------------------------------- roster
 
 

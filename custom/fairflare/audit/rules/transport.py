@@ -96,12 +96,13 @@ def _check_signature(evidence: Evidence) -> Iterator[Outcome]:
     kit = evidence.kit
     listed = kit.folder.json(_SIGNATURES)
     manifest = kit.folder.json(_MANIFEST)
-    if not isinstance(manifest, Problem) or not manifest.absent:
+    whole = isinstance(manifest, Problem) and manifest.absent
+    if not whole:
         yield from _check_manifest(kit, manifest)
     if isinstance(listed, Problem):
         if not listed.absent:
             yield Doubt(_SIGNATURES, f"the file {listed.text}")
-        elif isinstance(manifest, Problem) and manifest.absent:
+        elif whole:
             allowed = "a signature of the project's root for every file, or a hardened kit's own manifest"
             yield Defect(_SIGNATURES, "no signatures", allowed)
         return
@@ -111,7 +112,8 @@ def _check_signature(evidence: Evidence) -> Iterator[Outcome]:
         yield Doubt(_SIGNATURES, "there is no root certificate with an RSA key, or no list, to verify with")
         return
     here = [name.removeprefix("startup/") for name in kit.folder.entries if name.startswith("startup/")]
-    for name in sorted({*here, *listed} - set(_UNSIGNED)):
+    # Where the kit's holder signed as well, that manifest is the list of the files that belong there.
+    for name in sorted(({*here, *listed} if whole else {*here} & {*listed}) - set(_UNSIGNED)):
         place = f"startup/{plain_name(name)}"
         if name not in here:
             yield Defect(place, "a signed file that is not there", "every file as it was provisioned")
