@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives import serialization
 
-from fairflare.policy import CATALOG_NAME
+from fairflare.policy import CATALOG_NAME, DataCatalog, write_catalog
 from fairflare.policy.roster import read_roster
 from fairflare.secagg.identity import key_hash
 from poc.federation import HEARTBEAT, RESEARCHER, ROOT, SERVER, Federation, FederationError
@@ -130,28 +131,54 @@ class Distributed(Federation):
             wanted[site] = {**_template("hospital")["participants"][0], **changes}
         post = self.base / "post"
         post.mkdir(parents=True)
-        self._authority = authority = Authority(self.homes[AUTHORITY], port)
-
-        def make(name: str) -> Path:
-            party = Party(self.homes[name])
-            asked = request(party, wanted[name], post)
-            signed = post / asked.name.replace(".request.zip", ".signed.zip")
-            authority.approve(asked, signed)
-            return package(party, signed, authority.fingerprint)
+        self._authority = Authority(self.homes[AUTHORITY], port)
 
         with ThreadPoolExecutor(2) as pool:
-            kits = dict(zip(wanted, pool.map(make, wanted), strict=True))
+            kits = dict(zip(wanted, pool.map(self._make, wanted, wanted.values()), strict=True))
         self._exchange(kits)
         return kits
+
+    def _make(self, name: str, participant: Mapping[str, Any]) -> Path:
+        party = Party(self.homes[name])
+        asked = request(party, participant, self.base / "post")
+        self._authority.approve(asked, self.signed(name))
+        return package(party, self.signed(name), self._authority.fingerprint)
+
+    def party(self, name: str) -> Party:
+        """Somebody, where they work."""
+        return Party(self.homes[name])
+
+    def signed(self, name: str) -> Path:
+        """What the root's holder sent to a party, and keeps."""
+        called = HOST if name == SERVER else name
+        return self.base / "post" / f"{called}.signed.zip"
+
+    def admit(self, site: str, data: DataCatalog) -> None:
+        """A hospital comes later, with its own data: it makes its kit, and the others write down one more hash."""
+        self.sites = (*self.sites, site)
+        changes = {"name": site, "org": re.sub(r"\W", "_", site)}
+        self.kits[site] = self._make(site, {**_template("hospital")["participants"][0], **changes})
+        self.peers = {**self.peers, site: key_hash((self.kits[site] / "startup" / "client.crt").read_bytes())}
+        write_catalog(self.kits[site] / "local", data)
+        self._exchange(self.kits)
+        for one in self.sites:
+            self.set_policy(one)
+
+    def revoke(self, *names: str) -> Path:
+        """The root's holder declares what they sent to these parties void; returns the list, which nobody has yet."""
+        listed = self.base / "post" / "revoked.pem"
+        sent = [str(self.signed(name)) for name in names]
+        self._authority.fairflare("kit", "revoke", *sent, "--ca", "ca", "--to", str(listed))
+        return listed
 
     def renew(self, site: str) -> None:
         """Give one hospital, which is stopped, a new key, certificate and kit; the others change one hash.
 
         Its policy, catalogue and roster move with it; its store stays where it is.
         """
-        party, old, post = Party(self.homes[site]), self.kits[site], self.base / "post"
+        party, old, post = self.party(site), self.kits[site], self.base / "post"
         (participant,) = yaml.safe_load((party.folder / "participant.yaml").read_text(encoding="utf-8"))["participants"]
-        signed = post / f"{site}.again.signed.zip"
+        signed = post / f"{site}.again.signed.zip"  # what was signed before is kept: it may have to be revoked
         self._authority.approve(request(party, participant, post, "request-2"), signed)
         new = package(party, signed, self._authority.fingerprint, folder="request-2", to="kits-2")
         shutil.copyfile(old / "local" / CATALOG_NAME, new / "local" / CATALOG_NAME)
@@ -166,7 +193,7 @@ class Distributed(Federation):
         told = {site: key_hash((kits[site] / "startup" / "client.crt").read_bytes()) for site in self.sites}
         words = [word for site, pin in told.items() for word in ("--add", f"{site}={pin}")]
         for name in (SERVER, *self.sites):
-            Party(self.homes[name]).fairflare("kit", "roster", str(kits[name]), *words, *more)
+            self.party(name).fairflare("kit", "roster", str(kits[name]), *words, *more)
         for site in self.sites:
             if read_roster(kits[site]) != told:
                 raise FederationError(f"{site}: another roster than was told")

@@ -95,3 +95,40 @@ def roster(
         )
     add_to_roster(kit, hashes, replace=replace)
     typer.echo(f"local/roster.json: {', '.join(sorted(hashes))}")
+
+
+@app.command()
+def revoke(
+    certificates: Annotated[list[Path], typer.Argument(help="Each a client.crt, a server.crt, or a .signed.zip.")],
+    ca: Annotated[Path, typer.Option(help="Folder of 'nvflare cert init' (or 'state' of 'nvflare provision').")],
+    to: Annotated[Path, typer.Option(help="The list; one that is there is gone on with.")],
+) -> None:
+    """For the holder of the root: declare certificates void that have not ended yet (key stolen, hospital left).
+
+    Writes a certificate revocation list, signed by the root. Send it to every party: each takes it over itself.
+    """
+    from fairflare.policy import revoked as lists
+
+    root, key = lists.read_authority(ca)
+    before = to.read_bytes() if to.exists() else None
+    text, made = lists.revoke(root, key, [lists.read_certificate(one) for one in certificates], before)
+    lists.write_list(to, text)
+    typer.echo(f"{to}: list number {made.number}, {len(made.serials)} certificates that no longer count")
+    typer.echo("next step: send it to every party, which runs 'fairflare kit revoked KIT LIST'")
+
+
+@app.command()
+def revoked(
+    kit: KitFolder,
+    listed: Annotated[Path | None, typer.Argument(help="The list that the holder of the root sent.")] = None,
+) -> None:
+    """Take a list of revoked certificates over into a kit; it counts at once, also for processes that run.
+
+    Without a list: say what the kit's own list holds.
+    """
+    from fairflare.policy.revoked import read_revoked, take_over
+
+    found = read_revoked(kit) if listed is None else take_over(kit, listed.read_bytes())
+    typer.echo(f"list number {found.number}: {len(found.serials)} certificates that no longer count")
+    for serial in sorted(found.serials):
+        typer.echo(f"  serial {serial:x}")

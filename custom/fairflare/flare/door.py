@@ -27,6 +27,7 @@ from fairflare.jobs.content import list_archive
 from fairflare.jobs.defects import JobDefect, name_of, sentence
 from fairflare.jobs.meta import VOLATILE, check_meta, is_job_id, is_same, plain
 from fairflare.plan import Plan
+from fairflare.policy.revoked import read_revoked
 
 APP: Final = "app"
 #: Jobs with a process at a site. The server of a hardened kit runs one at a time, and one may still be ending.
@@ -131,10 +132,15 @@ def _same_submitter(meta: Mapping[str, Any], headers: Headers, body: object) -> 
         certificates = _certificates(body)
         if not certificates:
             return  # unsigned: FLARE refuses it, unless this site's kit says that it need not be signed
-        subject = x509.load_pem_x509_certificate(certificates[0]).subject
+        signers = [x509.load_pem_x509_certificate(one) for one in certificates]
+        subject = signers[0].subject
     except (OSError, ValueError):
         yield JobDefect("FF-JOB-READ", NVFLARE_SUBMITTER_CRT_FILE, "no certificate", "the one of the signer")
         return
+    # As everywhere in this process: it works in its kit. A list that is not the root's raises, and so refuses.
+    if any(map(read_revoked(Path()).holds, signers)):
+        expected = "a certificate that counts: telephone whoever asks, and the holder of the root"
+        yield JobDefect("FF-JOB-REVOKED", NVFLARE_SUBMITTER_CRT_FILE, "a signer whom the root has revoked", expected)
     if len(set(certificates)) > 1:
         yield JobDefect("FF-JOB-META", "app", "folders that different people signed", "one signer")
     for key, oid in zip(_SUBMITTER, _SUBJECT, strict=True):

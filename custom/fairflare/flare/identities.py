@@ -9,6 +9,7 @@ from fairflare.engine.masked_site import Masks
 from fairflare.errors import PolicyError, SecaggError
 from fairflare.plan import Plan
 from fairflare.policy import SitePolicy
+from fairflare.policy.revoked import NOBODY, read_revoked
 from fairflare.privacy.reveals import RevealMemory
 from fairflare.secagg.identity import DEVELOPMENT, KIT, Identity, Trust, development_identity, kit_identity
 
@@ -19,7 +20,8 @@ _SERVER_FILES = ("server.crt", "server.key", "rootCA.pem")
 def server_trust(startup: Path) -> Trust:
     """Whom a server with this start-up folder believes: the root of its kit, or in a simulator anybody."""
     if _is_kit(startup, _SERVER_FILES):
-        return Trust(KIT, (startup / "rootCA.pem").read_bytes(), {})
+        root = (startup / "rootCA.pem").read_bytes()
+        return Trust(KIT, root, {}, read_revoked(startup.parent, root).serials)
     return Trust(DEVELOPMENT, None, {})
 
 
@@ -37,6 +39,8 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspa
         ``FF-POLICY-IDENTITY``: without a start-up kit where the policy asks for one; ``FF-POLICY-STORE``.
     SecaggError
         For an incomplete kit, a broken certificate, or a memory that cannot be used.
+    KitError
+        ``FF-KIT-REVOCATION``: a list of revoked certificates that is not the root's.
     """
     if not plan.protection.masked:
         return None
@@ -44,7 +48,8 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspa
     simulated = name if identity.kind == DEVELOPMENT else None
     memory = RevealMemory(policy.memory_file(simulated, plan.task.data_set, workspace))
     peers = {} if policy.peers is None else {**policy.peers, name: identity.spki.hex()}
-    return Masks(identity, Trust(identity.kind, root, peers), memory, policy.cohort_changes)
+    revoked = NOBODY if root is None else read_revoked(startup.parent, root)
+    return Masks(identity, Trust(identity.kind, root, peers, revoked.serials), memory, policy.cohort_changes)
 
 
 def _identity(policy: SitePolicy, name: str, startup: Path) -> tuple[Identity, bytes | None]:

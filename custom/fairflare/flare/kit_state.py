@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fairflare.errors import KitError
 from fairflare.flare.kit_manifest import verify_files, verify_unhidden
+from fairflare.policy.revoked import read_revoked
 
 #: A certificate that ends sooner is pointed out at every start.
 SOON = timedelta(days=30)
@@ -36,6 +37,7 @@ def verify_start(kit: Path) -> None:
     verify_kit(startup, now)
     verify_files(kit, kit_role(startup))
     verify_unhidden(kit)
+    verify_unrevoked(kit)
     left = _until(startup) - now
     if left < SOON:
         _LOG.warning("FF-KIT-SOON: this kit's certificate expires in %d days: %s", left.days, _RENEW)
@@ -44,6 +46,7 @@ def verify_start(kit: Path) -> None:
 def verify_person(kit: Path) -> None:
     """Raise :class:`KitError` unless a person's certificate is good; nothing of FairFlare's runs from such a kit."""
     verify_kit(kit / "startup", datetime.now(tz=timezone.utc))
+    verify_unrevoked(kit)
 
 
 def verify_kit(startup: Path, now: datetime) -> None:
@@ -72,6 +75,16 @@ def verify_kit(startup: Path, now: datetime) -> None:
         raise _refused("KEY", "a private key of another certificate", "files of one kit", "unpack the kit anew")
     _verify_period(own, f"{role}.crt", now)
     _verify_period(root, _ROOT, now)
+
+
+def verify_unrevoked(kit: Path) -> None:
+    """Raise ``FF-KIT-REVOKED`` if the kit's own certificate was revoked, and ``FF-KIT-REVOCATION`` for a false list."""
+    role = kit_role(kit / "startup")
+    if read_revoked(kit).holds(_certificate(kit / "startup" / f"{role}.crt")):
+        raise _refused(
+            "REVOKED", f"{role}.crt, which the project's root has revoked", "the certificate that this party has now",
+            "if you asked for it, start the new kit; if not, telephone the holder of the root",
+        )  # fmt: skip
 
 
 def _until(startup: Path) -> datetime:

@@ -28,6 +28,7 @@ CODES: Final = {
     "FF-JOB-READ": "a file that cannot be read",
     "FF-JOB-ID": "a job's id that is none",
     "FF-JOB-REQUEST": "a request that FLARE's own server does not make",
+    "FF-JOB-REVOKED": "a signature by somebody whose certificate the project's root has revoked",
     "FF-JOB-START": "a start of a job that this process has not accepted",
     "FF-JOB-INTERNAL": "the check itself failed, so the job is refused",
 }

@@ -163,6 +163,8 @@ class Trust:
         The site's own ``rootCA.pem``, exactly one certificate (KIT); None (DEVELOPMENT).
     pinned
         Peers' names, and the hex SHA-256 of their public keys. Not empty: every other name is refused.
+    revoked
+        Serial numbers of certificates that the root has declared void.
     now
         The clock, in UTC, for the periods of validity.
 
@@ -176,6 +178,7 @@ class Trust:
     kind: str
     root_pem: bytes | None = None
     pinned: Mapping[str, str] = field(default_factory=dict)
+    revoked: frozenset[int] = frozenset()
     now: Callable[[], datetime] = field(default=_utc_now, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -206,7 +209,7 @@ class Trust:
         SecaggError
             ``FF-SECAGG-CERTIFICATE``: unreadable, of another name, not by this root, outside its period, weak key.
             ``FF-SECAGG-ROLE``: an administrator's, a server's or an authority's. ``FF-SECAGG-PIN``: not the pinned
-            key. ``FF-SECAGG-IDENTITY``: of the other kind.
+            key. ``FF-SECAGG-IDENTITY``: of the other kind. ``FF-SECAGG-REVOKED``: declared void.
         """
         return _spki(self._verified_key(name, certificate))
 
@@ -252,6 +255,8 @@ class Trust:
         _check_issued(name, leaf, issuer)
         for certificate in (leaf, issuer):
             _check_period(name, certificate, self.now())
+        if leaf.serial_number in self.revoked:
+            _refuse_revoked(name)
         _check_constraints(name, leaf)
         if self.kind == KIT:
             _check_role(name, leaf)
@@ -371,6 +376,15 @@ def _refuse_pin(name: str, got: str) -> NoReturn:
         got=f"for site {_called(name)}: {got}",
         expected="the hex SHA-256 of the key that the site's policy pins for this name",
         next_step="ask that hospital for the fingerprint of its key, not by way of the server, and correct the policy",
+    )
+
+
+def _refuse_revoked(name: str) -> NoReturn:
+    raise SecaggError(
+        "FF-SECAGG-REVOKED",
+        got=f"for site {_called(name)}: a certificate that the project's root has revoked",
+        expected="the certificate that this site has now",
+        next_step="telephone that hospital: either it still uses its old kit, or somebody else uses its old key",
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import uuid
 from pathlib import Path
@@ -19,6 +20,7 @@ from fairflare import presets
 from fairflare.flare import deploys, door, scrub
 from fairflare.flare.door import inspect_request
 from fairflare.jobs import write_job
+from fairflare.policy.revoked import REVOKED_NAME, read_authority, revoke, write_list
 from tests.hostile import ARCHIVES, archive_of
 from tests.unit.flare.hospital import SITE, deployment, sign
 
@@ -159,6 +161,20 @@ def test_all_folders_of_a_job_are_signed_by_one_person(job: Path, kits: Path) ->
     certificate = kits / "admin@example.org" / "startup" / "client.crt"
     (job / "app" / "config" / ".__nvfl_submitter.crt").write_bytes(certificate.read_bytes())
     assert "folders that different people signed" in ask(deployment(job))
+
+
+def test_a_job_of_somebody_who_was_revoked_is_refused(job: Path, kits: Path) -> None:
+    shutil.copytree(kits / "hospital-1" / "startup", "startup")
+    Path("local").mkdir()
+    signer = (kits / "researcher@example.org" / "startup" / "client.crt").read_bytes()
+    other = (kits / "admin@example.org" / "startup" / "client.crt").read_bytes()
+    for revoked, said in ((other, ""), (signer, "FF-JOB-REVOKED")):
+        write_list(Path("local") / REVOKED_NAME, revoke(*read_authority(kits.parent / "state"), [revoked], None)[0])
+        heard = ask(deployment(job))
+        assert said in heard
+        assert bool(heard) == bool(said)
+    (Path("local") / REVOKED_NAME).write_bytes(b"no list")
+    assert "FF-JOB-INTERNAL" in ask(deployment(job))
 
 
 def test_a_broken_certificate_is_refused_with_a_code(job: Path) -> None:

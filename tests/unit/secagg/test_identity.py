@@ -245,6 +245,15 @@ def test_a_certificate_counts_only_within_its_period(central: dict[str, Kit], da
     refused("CERTIFICATE", lambda: moved.verify_certificate("site-1", kit.der))
 
 
+def test_a_revoked_certificate_does_not_count_and_a_new_one_of_the_same_name_does(
+    key: rsa.RSAPrivateKey, authority: bytes
+) -> None:
+    stolen, new = sign(key), sign(key)
+    trust = Trust(KIT, authority, {}, frozenset({x509.load_der_x509_certificate(stolen).serial_number}))
+    refused("REVOKED", lambda: trust.verify_certificate("site-1", stolen))
+    assert len(trust.verify_certificate("site-1", new)) == 32
+
+
 # ------------------------------------------------------------------------------------------------------------- pinning
 
 

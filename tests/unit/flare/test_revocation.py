@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gates before FLARE's own ideas of who is who: a revoked certificate, and a token that one was given for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from fairflare.flare.revocation import allows
+from fairflare.policy.revoked import NOBODY, Revoked, read_authority, revoke, write_list
+from tests.unit.audit import kits as provisioned
+
+LISTED = Revoked(frozenset({0xABC}), 1)
+UUID = "0f572ebe-d81a-42ad-af2b-e947deaa1734"
+
+
+@pytest.mark.parametrize(
+    ("revoked", "name", "token", "passes"),
+    [
+        (NOBODY, "hospital-1", UUID, True),  # no list: as FLARE has it
+        (NOBODY, "hospital-1", f"{UUID}.abc", True),
+        (LISTED, "hospital-1", f"{UUID}.abc", False),
+        (LISTED, "hospital-1", f"{UUID}.abd", True),
+        (LISTED, "hospital-1", UUID, False),  # of an older server: by which certificate?
+        (LISTED, "hospital-1", f"{UUID}.", False),
+        (LISTED, "hospital-1", f"{UUID}.abd\n", False),
+        (LISTED, "hospital-1", 7, False),
+        (LISTED, "server", "server", True),
+        (LISTED, "server_job", UUID, True),
+        (LISTED, "server_job", f"{UUID}.abc", False),  # a site that has called itself so
+        (None, "hospital-1", f"{UUID}.abd", False),  # a list that cannot be believed
+        (None, "server", "server", False),
+    ],
+)
+def test_who_passes(revoked: Revoked | None, name: object, token: object, passes: bool) -> None:
+    assert allows(revoked, name, token) is passes
+
+
+SCRIPT = """
+    import logging
+    import sys
+    from pathlib import Path
+    from nvflare.apis.shareable import Shareable
+    from nvflare.fuel.f3.cellnet.defs import IdentityChallengeKey, MessageHeaderKey, ReturnCode
+    from nvflare.fuel.f3.message import Message
+    from nvflare.private.defs import CellMessageHeaderKeys as K
+    from nvflare.private.fed.server import fed_server
+    from nvflare.private.fed.server.client_manager import Client, ClientManager
+    from nvflare.private.fed.utils.identity_utils import IdentityAsserter, IdentityVerifier, InvalidAsserterCert
+    from nvflare.private.fed.utils.identity_utils import TokenVerifier
+    from fairflare.flare.revocation import refuse_revoked
+
+    UUID = "0f572ebe-d81a-42ad-af2b-e947deaa1734"
+    kit, person, listed, change = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    if change:
+        def verify_common_name(self, other): ...
+        IdentityVerifier.verify_common_name = verify_common_name
+    ClientManager.authenticated_client = lambda self, request, fl_ctx, client_type: Client("hospital-2", UUID)
+    refuse_revoked(kit)
+    refuse_revoked(kit)
+    verifier = IdentityVerifier(str(kit / "startup" / "rootCA.pem"))
+    asserter = IdentityAsserter(str(person / "startup" / "client.key"), str(person / "startup" / "client.crt"))
+
+    def proves():
+        return verifier.verify_common_name(asserter.cn, "n", asserter.cert, asserter.sign_common_name("n"))
+
+    shown = Message({}, Shareable())
+    shown.payload[IdentityChallengeKey.CERT] = asserter.cert_data
+    token = ClientManager().authenticated_client(shown, None, "regular").token
+    assert token.endswith(f".{asserter.cert.serial_number:x}"), token
+    server = IdentityAsserter(str(kit / "startup" / "server.key"), str(kit / "startup" / "server.crt"))
+
+    other = token[:-1] + ("0" if token[-1] != "0" else "1")
+    log = logging.getLogger("x")
+
+    def speaks(token, name="hospital-2"):
+        headers = {K.CLIENT_NAME: name, K.TOKEN: token, K.TOKEN_SIGNATURE: server.sign(name + token, return_str=True)}
+        return fed_server.validate_auth_headers(Message(headers, None), TokenVerifier(server.cert), log)
+
+    assert proves() and speaks(token) is None
+    target = kit / "local" / "revoked.pem"
+    target.write_bytes(listed.read_bytes())  # while the process runs
+    try:
+        proves()
+        raise SystemExit("believed")
+    except InvalidAsserterCert as problem:
+        assert str(problem) == "FF-KIT-REVOKED"
+    answer = speaks(token)
+    assert answer.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.AUTHENTICATION_ERROR, answer
+    assert speaks(UUID) is not None
+    assert speaks("server", "server") is None
+    assert speaks(other) is None  # another certificate's
+    target.write_bytes(b"no list")
+    assert speaks(other) is not None
+    target.unlink()
+    assert proves() and speaks(token) is None
+    print("as expected")
+"""
+
+
+def _run(tmp_path: Path, change: str) -> subprocess.CompletedProcess[str]:
+    kits = provisioned.provision(tmp_path / "project", stock=False) / "prod_00"
+    person = kits / "hospital-2"
+    root, key = read_authority(kits.parent / "state")
+    listed = tmp_path / "revoked.pem"
+    write_list(listed, revoke(root, key, [(person / "startup" / "client.crt").read_bytes()], None)[0])
+    script = textwrap.dedent(SCRIPT)
+    arguments = [str(kits / "fl-server"), str(person), str(listed), change]
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )  # fmt: skip
+
+
+def test_a_list_counts_at_once_for_log_ins_and_for_tokens(tmp_path: Path) -> None:
+    """In a process of its own: what is replaced in FLARE stays replaced."""
+    done = _run(tmp_path, "")
+    assert "as expected" in done.stdout, done.stdout + done.stderr
+
+
+def test_another_form_of_flares_functions_refuses_the_start(tmp_path: Path) -> None:
+    done = _run(tmp_path, "changed")
+    assert "FF-KIT-FLARE" in done.stderr
