@@ -132,3 +132,41 @@ def revoked(
     typer.echo(f"list number {found.number}: {len(found.serials)} certificates that no longer count")
     for serial in sorted(found.serials):
         typer.echo(f"  serial {serial:x}")
+
+
+@app.command()
+def backup(
+    kit: KitFolder,
+    to: Annotated[Path, typer.Option(help="The archive to write, a new file.")],
+    with_key: Annotated[
+        bool, typer.Option("--with-key", help="With startup/ and its private key: keep the archive like the key.")
+    ] = False,
+) -> None:
+    """Copy what a site must not lose: local/, the store with what was revealed and decided, and the anchors.
+
+    Also while a job runs. The archive names no patient, but says what this hospital took part in.
+    """
+    from fairflare.flare.kit_backup import back_up
+
+    made = back_up(kit, to, with_key=with_key)
+    typer.echo(f"{to}: {len(made.files)} files of {made.site}, {made.made}")
+    if with_key:
+        typer.echo("it holds the private key: whoever reads it can act as this hospital")
+
+
+@app.command()
+def restore(
+    archive: Annotated[Path, typer.Argument(help="What 'fairflare kit backup' wrote.")],
+    kit: KitFolder,
+) -> None:
+    """Put a copy back where the store is lost. Never over one that is there, and never one that this kit knows is old.
+
+    On a new machine only the other hospitals can tell: they refuse a site that has forgotten what it revealed.
+    """
+    from fairflare.flare.kit_backup import restore as put_back
+
+    index, written = put_back(archive, kit)
+    typer.echo(f"{index.site} as of {index.made}: {len(written)} of {len(index.files)} files written, the others stay")
+    typer.echo(
+        "next step: 'fairflare policy decisions' and 'fairflare audit kit'; if it says ROLLBACK, find a newer copy"
+    )

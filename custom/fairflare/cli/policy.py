@@ -285,12 +285,15 @@ def decisions(
 ) -> None:
     """Show what a site decided about plans, oldest first, once the list's chain of hashes is checked.
 
-    A list that was changed is an error (exit status 1). Lines that were cut off at its end are not noticed, nor
-    is a change of its last line: compare the hash of the last line with one that was noted elsewhere.
+    A list that was changed is an error (exit status 1), and in a kit one that ends earlier than this site wrote.
+    Elsewhere lines that were cut off at its end are not noticed: compare the last line's hash with one noted elsewhere.
     """
+    from fairflare.privacy.anchor import decisions_anchor
     from fairflare.privacy.decisions import read_history
 
-    history = read_history(_decisions_file(read_policy(policy), site))
+    kit = (policy if policy.is_dir() else policy.parent).absolute().parent
+    anchor = decisions_anchor(kit) if site is None and (kit / "startup" / "client.crt").is_file() else None
+    history = read_history(_decisions_file(read_policy(policy), site), anchor)
     if as_json:
         typer.echo(json.dumps({"format": DECISIONS_FORMAT, **asdict(history)}, indent=2))
         return

@@ -10,6 +10,7 @@ from fairflare.errors import PolicyError, SecaggError
 from fairflare.plan import Plan
 from fairflare.policy import SitePolicy
 from fairflare.policy.revoked import NOBODY, read_revoked
+from fairflare.privacy.anchor import reveals_anchor
 from fairflare.privacy.reveals import RevealMemory
 from fairflare.secagg.identity import DEVELOPMENT, KIT, Identity, Trust, development_identity, kit_identity
 
@@ -46,7 +47,8 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspa
         return None
     identity, root = _identity(policy, name, startup)
     simulated = name if identity.kind == DEVELOPMENT else None
-    memory = RevealMemory(policy.memory_file(simulated, plan.task.data_set, workspace))
+    file = policy.memory_file(simulated, plan.task.data_set, workspace)
+    memory = RevealMemory(file, reveals_anchor(startup.parent, plan.task.data_set) if identity.kind == KIT else None)
     peers = {} if policy.peers is None else {**policy.peers, name: identity.spki.hex()}
     revoked = NOBODY if root is None else read_revoked(startup.parent, root)
     return Masks(identity, Trust(identity.kind, root, peers, revoked.serials), memory, policy.cohort_changes)

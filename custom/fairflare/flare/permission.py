@@ -24,6 +24,7 @@ from fairflare.plan import Plan
 from fairflare.policy import POLICY_NAME, SitePolicy, read_policy
 from fairflare.policy.approvals import FOLDER, approved_plans
 from fairflare.policy.site import utc_today
+from fairflare.privacy.anchor import decisions_anchor
 from fairflare.privacy.decisions import Decision, DecisionLog, Depth, utc_now
 
 _CERTIFICATE = "client.crt"
@@ -58,7 +59,9 @@ def asked(fl_ctx: FLContext) -> Asked:
 
 def decision_log(policy: SitePolicy, site: str, startup: Path, workspace: Path) -> DecisionLog:
     """The site's list of decisions: in the policy's store, and in a simulator below the site's name."""
-    return DecisionLog(policy.decisions_file(None if is_site_kit(startup) else site, workspace))
+    if not is_site_kit(startup):
+        return DecisionLog(policy.decisions_file(site, workspace))
+    return DecisionLog(policy.decisions_file(None, workspace), decisions_anchor(startup.parent))
 
 
 class Permission:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file of events that only grows: SQLite, each event's hash over the hash before it, one holder at a time.
 
-A change in the middle of the file is found at opening. A copy of an older file is a valid chain: only somebody who was
-told its head can tell.
+A change in the middle of the file is found at opening. A copy of an older file is a valid chain: its anchor tells it
+(:mod:`fairflare.privacy.anchor`), or somebody who was told its head.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from fairflare.errors import SecaggError
+from fairflare.privacy.anchor import Anchor
+from fairflare.privacy.disk import make_folder
 
 #: How many events, and the hash of the last one (32 bytes).
 Head = tuple[int, bytes]
@@ -49,15 +51,21 @@ class EventChain:
         The file; made if it is absent (mode 0600, new folders 0700), with ``<path>.lock`` beside it. None: no file.
     replay
         Called with each event that the file holds, in order; whatever it raises makes the file a damaged one.
+    anchor
+        Where the newest event's hash is kept apart; None: nowhere.
 
     Raises
     ------
     SecaggError
         ``FF-SECAGG-BUSY``: another object or process holds the file. ``FF-SECAGG-MEMORY``: unreadable, or changed.
+        ``FF-SECAGG-ROLLBACK``: older than its anchor.
         Every method raises ``FF-SECAGG-MEMORY`` after close and after any error of the disk.
     """
 
-    def __init__(self, path: Path | None, replay: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self, path: Path | None, replay: Callable[[Mapping[str, Any]], None], anchor: Anchor | None = None
+    ) -> None:
+        self._anchor = anchor
         self._process = os.getpid()
         self._mutex = threading.Lock()
         self._head = EMPTY
@@ -84,9 +92,13 @@ class EventChain:
         try:
             self._prepare(database)
             self._verify(replay)
+            old = self._is_older()
         except Exception as error:  # a damaged file can break the reader anywhere
             self._connection.close()
             _refuse_memory(error)
+        if old:
+            self._connection.close()
+            _refuse_rollback()
         self._shut = weakref.finalize(self, self._connection.close)
         self._shut.atexit = False  # a forked child that ends must not touch its parent's transaction
 
@@ -113,6 +125,15 @@ class EventChain:
                 raise ValueError("a broken chain")
             replay(json.loads(event))
             self._head = head
+
+    def _is_older(self) -> bool:
+        """Whether the file lacks the event that its anchor holds; there are few events, and this is asked once."""
+        wanted = self._anchor.read() if self._anchor is not None else None
+        if wanted is None:
+            return False
+        query = "SELECT count(*) FROM events WHERE hash = ?"
+        (found,) = self._connection.execute(query, (bytes.fromhex(wanted),)).fetchone()
+        return bool(found == 0)
 
     def close(self) -> None:
         """Give the file free; a second call does nothing."""
@@ -163,6 +184,8 @@ class EventChain:
                 last = _link(last, text)
                 self._connection.execute("INSERT INTO events VALUES (?, ?, ?)", (seq, text, last))
             self._connection.execute("COMMIT")
+            if self._anchor is not None:
+                self._anchor.write(last.hex())
         except (sqlite3.Error, OSError) as error:
             with suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
@@ -191,24 +214,6 @@ def _hold(file: Path) -> int:
     return lock
 
 
-def make_folder(folder: Path) -> None:
-    """Like ``mkdir(parents=True)``, but private, and on disk before a file in it counts as kept."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's list of names is on disk."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
 def _link(last: bytes, event: str) -> bytes:
     return hashlib.sha256(last + event.encode()).digest()
 
@@ -219,6 +224,15 @@ def _refuse_busy() -> NoReturn:
         got="a memory of reveals that another process holds",
         expected="one process at a time for each data set",
         next_step="wait for the other job on this data set, or stop it",
+    )
+
+
+def _refuse_rollback() -> NoReturn:
+    raise SecaggError(
+        "FF-SECAGG-ROLLBACK",
+        got="a memory of reveals without the last event that this site wrote into it: an older copy, or a new file",
+        expected="the newest file; its last event is noted in the kit's folder 'anchors'",
+        next_step="send nothing; put the newest copy back; if it is lost, agree with the other hospitals first",
     )
 
 

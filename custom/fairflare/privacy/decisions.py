@@ -2,8 +2,8 @@
 """What a site decided about plans: one JSON line for each decision, in a file that only grows.
 
 Each line holds the SHA-256 of the line before it, so a line that was changed, or taken out of the middle, is found.
-Lines that were cut off at the end are not, nor is a change of the last line, until another one follows it: only
-somebody who was told the last line's hash can tell. A line that a power loss tore stays as it is, and the next append
+That lines were cut off at the end, or the last one changed, is told by the anchor (:mod:`fairflare.privacy.anchor`), or
+by somebody who was told the last line's hash. A line that a power loss tore stays as it is, and the next append
 adds a line that says so.
 
 The site's parent process (at deploy) and its job processes write to one file, so every append locks it. The whole
@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 from fairflare.errors import DecisionError
-from fairflare.privacy.chain import make_folder, sync_folder
+from fairflare.privacy.anchor import Anchor
+from fairflare.privacy.disk import make_folder, sync_folder
 
 Depth = Literal["deploy", "join", "release"]
 Verdict = Literal["accepted", "refused"]
@@ -88,8 +89,8 @@ def utc_now() -> str:
 class DecisionLog:
     """Appends to a site's decisions; the file (mode 0600) and its folder (0700) are made when they are needed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, anchor: Anchor | None = None) -> None:
+        self._path, self._anchor = path, anchor
 
     def append(self, decision: Decision) -> None:
         """Add one decision, and return once it is on disk.
@@ -98,39 +99,65 @@ class DecisionLog:
         ------
         DecisionError
             ``FF-DECISION-LOG``: it cannot be written, by access rights or a full disk. ``FF-DECISION-CHAIN``: the file
-            was changed. Either way nothing was decided: the caller refuses.
+            was changed. ``FF-DECISION-ROLLBACK``: it is older than its anchor. In each case nothing was decided: the
+            caller refuses.
         """
         try:
             with _locked(self._path) as file:
                 data = _content(file)
                 history, torn = _replay(data)
-                _write(file, _lines(data, history.head, torn, decision))
+                _verify_newest(data, _anchored(self._anchor))
+                lines = _lines(data, history.head, torn, decision)
+                _write(file, lines)
+                if self._anchor is not None:
+                    self._anchor.write(_hash(lines.splitlines()[-1]))
         except OSError as problem:
             _refuse_log(problem)
 
 
-def read_history(path: Path) -> History:
+def read_history(path: Path, anchor: Anchor | None = None) -> History:
     """The decisions in a file, its chain checked; none if there is no file.
 
     Raises
     ------
     DecisionError
         ``FF-DECISION-CHAIN``: changed, or no such log. ``FF-DECISION-LOG``: it cannot be read.
+        ``FF-DECISION-ROLLBACK``: it is older than its anchor.
     """
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # not in the middle of somebody's line
+            fcntl.flock(file, fcntl.LOCK_SH)  # not in the middle of somebody's line, or before its anchor is written
             data = file.read()
+            wanted = _anchored(anchor)
     except FileNotFoundError:
-        data = b""
+        data, wanted = b"", _anchored(anchor)
     except OSError as problem:
         _refuse_log(problem)
-    return _replay(data)[0]
+    history = _replay(data)[0]
+    _verify_newest(data, wanted)
+    return history
 
 
 def read_decisions(path: Path) -> tuple[Decision, ...]:
     """The decisions in a file, in order; as :func:`read_history`."""
     return read_history(path).decisions
+
+
+def _anchored(anchor: Anchor | None) -> str | None:
+    try:
+        return anchor.read() if anchor is not None else None
+    except OSError as problem:
+        _refuse_log(problem)
+
+
+def _verify_newest(data: bytes, wanted: str | None) -> None:
+    if wanted is not None and all(_hash(line) != wanted for line in data.split(b"\n")):
+        raise DecisionError(
+            "FF-DECISION-ROLLBACK",
+            got="a list of decisions without the last one that this site wrote: an older copy, or a new file",
+            expected="the newest file; its last line's hash is noted in the kit's folder 'anchors'",
+            next_step="put the newest copy back; if it is lost, write down why, and then remove that note",
+        )
 
 
 @contextmanager

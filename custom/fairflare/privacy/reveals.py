@@ -6,8 +6,9 @@ subtraction, so the site remembers, per data set and over all jobs, and it write
 byte of it leaves. Nothing is ever changed or deleted: an aborted step stays used, because an opening may have been
 withheld from the site.
 
-The events stand in an :class:`EventChain`, which finds changes of its file. It cannot see that it is a copy of an
-older one: only the peers can, who remember the head that the site last announced (:meth:`RevealMemory.has`).
+The events stand in an :class:`EventChain`, which finds changes of its file. That it is a copy of an older one is told
+by its anchor, which stands elsewhere, and by the peers, who remember the head that the site last announced
+(:meth:`RevealMemory.has`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, TypeVar, cast
 
 from fairflare.errors import SecaggError
+from fairflare.privacy.anchor import Anchor
 from fairflare.privacy.chain import EMPTY, EventChain, Head
 from fairflare.secagg.memory import Transition
 
@@ -147,17 +149,20 @@ class RevealMemory:
     ----------
     path
         The SQLite file. Made if it is absent (mode 0600, new folders 0700). A file ``<path>.lock`` stands beside it.
+    anchor
+        Where its newest event's hash is kept apart from it; None: nowhere.
 
     Raises
     ------
     SecaggError
         ``FF-SECAGG-BUSY``: another object or process holds it. ``FF-SECAGG-MEMORY``: unreadable, or changed.
+        ``FF-SECAGG-ROLLBACK``: older than its anchor.
         Every method raises ``FF-SECAGG-MEMORY`` after close, and after any error of the disk: then the event counts
         as written, and nothing may leave the site.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._open(path)
+    def __init__(self, path: Path, anchor: Anchor | None = None) -> None:
+        self._open(path, anchor)
 
     @classmethod
     def volatile(cls) -> RevealMemory:
@@ -166,9 +171,9 @@ class RevealMemory:
         memory._open(None)
         return memory
 
-    def _open(self, path: Path | None) -> None:
+    def _open(self, path: Path | None, anchor: Anchor | None = None) -> None:
         self._known = _Known()
-        self._chain = EventChain(path, self._known.replay)
+        self._chain = EventChain(path, self._known.replay, anchor)
         self._known.live = None  # a session does not survive the program that joined it
 
     def __enter__(self) -> RevealMemory:
