@@ -240,6 +240,8 @@ class Federation(Kits):
 
     def __init__(self, base: Path, catalog: DataCatalog, heartbeat: int = HEARTBEAT) -> None:
         self._parents: dict[str, subprocess.Popen[bytes]] = {}
+        #: Party -> folder with another installation of the package, from which it starts next.
+        self.installed: dict[str, Path] = {}
         super().__init__(base, catalog, heartbeat)
 
     def _provision(self, project: Path) -> Path:
@@ -260,9 +262,12 @@ class Federation(Kits):
             self._parents[name] = subprocess.Popen(
                 [str(self.kits[name] / "startup" / "sub_start.sh"), "--once"], stdout=log, stderr=log,
                 stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.base,
-                env={**self.environment, MARK: self.mark(name)},
+                env={**self.environment, MARK: self.mark(name), **self._package(name)},
             )  # fmt: skip
         return self._parents[name]
+
+    def _package(self, name: str) -> Mapping[str, str]:
+        return {"PYTHONPATH": str(self.installed[name])} if name in self.installed else {}
 
     def log(self, name: str) -> Path:
         """What a party's parent process prints."""

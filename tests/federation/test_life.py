@@ -1,34 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Years in the life of a hospital whose kit nobody else made: a stolen key, a person who leaves, a hospital that comes.
+"""Years in the life of a hospital whose kit nobody else made: a stolen key, an old backup, a new version, a newcomer.
 
 Real processes; each test leaves the federation as it found it, or better.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fairflare import presets
+from fairflare import __version__, presets
+from fairflare.data.manifest import load
+from fairflare.engine.local import run_local
 from fairflare.engine.verify import verify_run
 from fairflare.jobs import write_job
+from fairflare.policy import DataCatalog, read_catalog, read_policy, write_catalog
 from fairflare.record import RunRecord
 from poc.distributed import Distributed
-from poc.federation import RESEARCHER, SERVER, wait_until
+from poc.federation import RESEARCHER, ROOT, SERVER, FederationError, wait_until
 from tests.federation.support import SITES, changed, make_hospitals
 
 pytestmark = pytest.mark.federation
 
-ILL = "hospital-2"
+ILL, RESTORED, UPGRADED, LATE = "hospital-2", "hospital-3", "hospital-4", "hospital-5"
 
 
 @pytest.fixture(scope="module")
 def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distributed]:
     base = tmp_path_factory.mktemp("life")
-    catalog = make_hospitals(base / "hospitals", presets.shipped("heart_flexfair"), SITES, 60)
-    made = Distributed(base / "federation", catalog)
+    catalog = make_hospitals(base / "hospitals", presets.shipped("heart_flexfair"), (*SITES, LATE), 60)
+    sites = catalog.sites or {}
+    write_catalog(base, DataCatalog(format=catalog.format, data_sets=sites[LATE], sites=None))
+    first = DataCatalog(format=catalog.format, data_sets=catalog.data_sets, sites={one: sites[one] for one in SITES})
+    made = Distributed(base / "federation", first)
     try:
         made.start(SERVER)
         made.start(*SITES)
@@ -38,9 +46,16 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distributed]:
     assert made.left() == []
 
 
+def _submit(parties: Distributed, name: str, seed: int, tmp_path: Path, rounds: int = 2) -> str:
+    plan = changed(presets.shipped("heart_flexfair"), name=name, training={"rounds": rounds, "seed": seed})
+    return parties.submit(write_job(plan, tmp_path / "jobs"))
+
+
 def _complete(parties: Distributed, name: str, seed: int, tmp_path: Path) -> RunRecord:
-    plan = changed(presets.shipped("heart_flexfair"), name=name, training={"rounds": 2, "seed": seed})
-    job = parties.submit(write_job(plan, tmp_path / "jobs"))
+    return _completed(parties, _submit(parties, name, seed, tmp_path))
+
+
+def _completed(parties: Distributed, job: str) -> RunRecord:
     assert parties.ended(job) == "FINISHED:COMPLETED", parties.deploy_details(job)
     record = verify_run(parties.download(job))
     parties.wait_idle()
@@ -87,3 +102,93 @@ def test_a_stolen_key_is_cut_off_while_it_is_connected_and_the_hospital_comes_ba
     finally:
         parties.kits[ILL] = new
     parties.start(ILL)
+
+
+def test_a_researcher_who_left_hands_nothing_in(parties: Distributed, tmp_path: Path) -> None:
+    listed = parties.revoke(RESEARCHER)
+    _take_over(parties, listed, SERVER)
+    with pytest.raises(FederationError):
+        _submit(parties, "left", 12, tmp_path)
+    (parties.kits[SERVER] / "local" / listed.name).unlink()  # a server that does not care
+    _take_over(parties, listed, *parties.sites)
+    job = _submit(parties, "left_too", 13, tmp_path)
+    assert parties.ended(job) != "FINISHED:COMPLETED"
+    assert sum("FF-JOB-REVOKED" in one for one in parties.deploy_details(job)) == len(parties.sites)
+    for name in parties.sites:
+        (parties.kits[name] / "local" / listed.name).unlink()
+    parties.wait_idle()
+
+
+def test_a_store_from_an_old_backup_is_found_by_its_kit_and_with_the_kit_by_the_others(
+    parties: Distributed, tmp_path: Path
+) -> None:
+    kit, party, archive = parties.kits[RESTORED], parties.party(RESTORED), tmp_path / "backup.tgz"
+    party.fairflare("kit", "backup", str(kit), "--to", str(archive))
+    old, old_anchors = tmp_path / "old", tmp_path / "old_anchors"
+    store = Path(read_policy(kit / "local").store)
+    shutil.copytree(store, old)
+    shutil.copytree(kit / "anchors", old_anchors)
+    assert _complete(parties, "before_restore", 21, tmp_path).roster == SITES
+    parties.stop(RESTORED)
+    new = store.rename(tmp_path / "new")
+    with pytest.raises(FederationError, match="FF-KIT-BACKUP-OLD"):
+        party.fairflare("kit", "restore", str(archive), str(kit))
+    shutil.copytree(old, store)  # by hand, past our command
+    parties.start(RESTORED)
+    job = _submit(parties, "by_hand", 22, tmp_path)
+    record = _completed(parties, job)
+    assert [(one.site, one.code) for one in record.without] == [(RESTORED, "FF-DECISION-ROLLBACK")]
+    parties.stop(RESTORED)
+    anchors = (kit / "anchors").rename(tmp_path / "anchors")
+    shutil.copytree(old_anchors, kit / "anchors")  # the whole machine, as it was
+    parties.start(RESTORED)
+    job = _submit(parties, "whole_machine", 23, tmp_path)
+    status = parties.ended(job)
+    print("SAID", status, parties.deploy_details(job))
+    print("EVENTS", parties.events(job)[-6:])
+    parties.stop(RESTORED)
+    for now, then in ((store, new), (kit / "anchors", anchors)):
+        shutil.rmtree(now)
+        then.rename(now)
+    parties.start(RESTORED)
+    assert _complete(parties, "as_before", 24, tmp_path).roster == SITES
+
+
+def test_a_hospital_is_upgraded_between_the_jobs_of_a_study_and_in_the_middle_of_one(
+    parties: Distributed, tmp_path: Path
+) -> None:
+    newer = tmp_path / "installed"
+    shutil.copytree(ROOT / "custom" / "fairflare", newer / "fairflare", ignore=shutil.ignore_patterns("__pycache__"))
+    file = newer / "fairflare" / "__init__.py"
+    text = file.read_text(encoding="utf-8")
+    assert f'"{__version__}"' in text
+    file.write_text(text.replace(__version__, "9.9.9"), encoding="utf-8")
+    assert _complete(parties, "study_1", 31, tmp_path).roster == SITES
+    job = _submit(parties, "study_2", 32, tmp_path, rounds=6)
+    parties.wait_for(job, "phase", task="train", round=1)
+    at = parties.log(UPGRADED).stat().st_size
+    parties.stop(UPGRADED)
+    parties.installed[UPGRADED] = newer
+    parties.start(UPGRADED)
+    record = _completed(parties, job)
+    assert len(record.rounds) + len(record.lost_rounds) == 6
+    record = _complete(parties, "study_3", 33, tmp_path)
+    assert record.roster == SITES
+    assert "fairflare 9.9.9" in parties.log(UPGRADED).read_bytes()[at:].decode()
+    plan = changed(presets.shipped("heart_flexfair"), name="study_3", training={"rounds": 2, "seed": 33})
+    entries = {site: read_catalog(parties.kits[site] / "local").data_sets[plan.task.data_set] for site in SITES}
+    local = run_local(plan, {site: partial(load, plan, entry) for site, entry in entries.items()}, tmp_path / "local")
+    assert [one.model_sha256 for one in record.rounds] == [one.model_sha256 for one in local.rounds]
+    parties.stop(UPGRADED)
+    del parties.installed[UPGRADED]
+    parties.start(UPGRADED)
+
+
+def test_a_hospital_that_comes_later_needs_no_new_kit_of_anybody(parties: Distributed, tmp_path: Path) -> None:
+    before = {name: (kit / "startup").stat().st_ino for name, kit in parties.kits.items()}
+    running = {name: set(parties.processes(name)) for name in parties.sites}
+    parties.admit(LATE, read_catalog(parties.base.parent))
+    assert {name: (parties.kits[name] / "startup").stat().st_ino for name in before} == before
+    parties.start(LATE)
+    assert _complete(parties, "five", 41, tmp_path).roster == (*SITES, LATE)
+    assert {name: set(parties.processes(name)) for name in running} == running

@@ -36,6 +36,7 @@ from nvflare.private.admin_defs import error_reply
 from nvflare.private.defs import TrainingTopic, new_cell_message
 from nvflare.private.fed.client.admin import FedAdminAgent
 
+import fairflare
 from fairflare.errors import ShutterError
 from fairflare.flare import door, passage, scrub
 from fairflare.flare.topics import ADMIN, RETURN, STREAM, TOPICS, Topic
@@ -78,7 +79,7 @@ class Book:
         with self._lock:
             first, self._begun = not self._begun, True
         if first:
-            _LOG.info("%s %d kinds of messages known", SHUT, len(TOPICS))
+            _LOG.info("%s %d kinds of messages known, fairflare %s", SHUT, len(TOPICS), fairflare.__version__)
 
     def refuse(self, way: str, key: tuple[str, str]) -> None:
         """A message was stopped; a name that FLARE does not have is the sender's, and is not repeated."""
