@@ -14,6 +14,7 @@
     |-- DecisionError     FF-DECISION-* a site's list of decisions that cannot be written, or was changed
     |-- JobError          FF-JOB-*     a job that is not one of ours: its files, its meta data, or how it is asked for
     |-- RunError          FF-RUN-*     a run, a record or a workspace that is incomplete or inconsistent
+    |-- HeError           FF-HE-*      encrypted statistics: a context, a key or a ciphertext that cannot be used
     |-- SecaggError       FF-SECAGG-*  secure aggregation: a message, a key or a state that the protocol does not allow
     |-- ShutterError      FF-SHUTTER-*  a site's shutters that cannot be closed, or are not
     |-- KitError          FF-KIT-*     a start-up kit that cannot work: expired, incomplete, or put together from two
@@ -127,6 +128,12 @@ class SecaggError(FairFlareError):
     """Secure aggregation: a message, a key or a state that the protocol does not allow."""
 
     prefix = "FF-SECAGG-"
+
+
+class HeError(FairFlareError):
+    """Encrypted statistics: a context, a key file or a ciphertext that cannot be used."""
+
+    prefix = "FF-HE-"
 
 
 class WeightsError(FairFlareError):

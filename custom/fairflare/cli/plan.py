@@ -15,7 +15,7 @@ import typer
 from fairflare import presets, schema
 from fairflare.cli.files import write_new_plan
 from fairflare.errors import PlanError
-from fairflare.evaluation.exchanged import exchanged_words
+from fairflare.evaluation.exchanged import TRUST, exchanged_words
 from fairflare.plan import Plan, parse_plan, read_plan
 from fairflare.policy import standard_policy
 
@@ -141,6 +141,7 @@ def _masking(plan: Plan) -> list[str]:
     return [
         f"  masks: safe with {masking.colluders} colluding sites; records weigh in units of {masking.weight_unit}",
         f"  a parameter's change is cut off at {masking.clip:g}{norm}",
+        *([f"  ckks: {text}" for text in (TRUST.hospitals, TRUST.not_protected)] if plan.protection.encrypted else []),
         f"  while a site is missing, group sums may be {masking.max_stale} rounds old; then {stale}",
     ]
 

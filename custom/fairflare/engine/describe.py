@@ -34,6 +34,8 @@ def notices(plan: Plan, identities: str | None = None) -> tuple[str, ...]:
         result.append("protection.update is none: the server saw every site's model update")
     if plan.protection.statistics == "none":
         result.append("protection.statistics is none: the server saw every site's group sums and counts")
+    if plan.protection.encrypted:
+        result.append("protection.statistics is ckks: sites share one key; server and one site could open group sums")
     if plan.differential_privacy is None:
         result.append("no differential privacy: the sums themselves can reveal facts about single patients")
     if plan.cells.minimum == 0:

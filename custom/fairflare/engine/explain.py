@@ -20,7 +20,8 @@ from fairflare.engine.explain_traffic import Traffic, traffic
 from fairflare.engine.masked import params_of, update_codec
 from fairflare.engine.messages import COMPARE, MEASURE, TRAIN, TRAIN_ALONE, Layout, layout_of
 from fairflare.errors import SecaggError
-from fairflare.evaluation.exchanged import server_words
+from fairflare.evaluation.exchanged import TRUST, server_words
+from fairflare.he.parameters import nominal
 from fairflare.methods import UPDATE
 from fairflare.methods.base import OPEN_RISKS, PAIR_SUMS
 from fairflare.models import build, parameter_count
@@ -123,7 +124,7 @@ def explain(plan: Plan, sites: int, *, measure: bool = True) -> Explained:
             next_step="explain the plan that is examined; masks are the same in both",
         )
     layout = layout_of(plan, parameter_count(build(plan)))
-    params = params_of(layout, KIT)
+    params = params_of(layout, KIT, nominal(sites))
     params.verify_sites(sites)
     return Explained(
         plan=plan.name, plan_sha256=plan.sha256, sites=sites, parameters=layout.vectors[UPDATE].length,
@@ -159,7 +160,8 @@ def stages(params: Params, sites: int) -> tuple[Stage, ...]:
 def speed(layout: Layout, sites: int) -> Speed:
     """Time the kernel on vectors of the plan's length: median of three, or once if that takes long."""
     keys = _other_keys()
-    words, total = (np.zeros(params_of(layout, KIT).vector(UPDATE).length, dtype=np.uint32) for _ in range(2))
+    params = params_of(layout, KIT, nominal(sites))
+    words, total = (np.zeros(params.vector(UPDATE).length, dtype=np.uint32) for _ in range(2))
 
     def server(uploads: int, masks: int) -> Callable[[], None]:
         def work() -> None:
@@ -169,13 +171,13 @@ def speed(layout: Layout, sites: int) -> Speed:
 
         return work
 
-    lost = _seconds(server(sites - 1, sites - 1)) if sites > params_of(layout, KIT).least(sites) else None
+    lost = _seconds(server(sites - 1, sites - 1)) if sites > params.least(sites) else None
     return Speed(site_seconds(layout, sites), _seconds(server(sites, 0)), lost)
 
 
 def site_seconds(layout: Layout, sites: int) -> float:
     """Seconds that rounding and masking all vectors of a round take at a site, key agreement included."""
-    params = params_of(layout, KIT)
+    params = params_of(layout, KIT, nominal(sites))
     tasks = (MEASURE, COMPARE, TRAIN, TRAIN_ALONE)
     labels = [label for task in tasks for label in layout.tasks.get(task, ()) if label not in layout.parts]
     vectors, keys = list(map(params.vector, dict.fromkeys(labels))), _other_keys()
@@ -252,6 +254,8 @@ def _server_learns(plan: Plan, masking: Masking) -> Iterable[str]:
     yield "The numbers of records of all sites together (N), and who the sites are (the roster)."
     if plan.cells.minimum > 1:
         yield f"For each group of patients, how many sites have {plan.cells.minimum} records of it or more."
+    if plan.protection.encrypted:
+        yield TRUST.server
     yield "Who dropped out and when, who refused with which code, and how long each answer took."
     yield from server_words(plan)
     if method_of(plan).weighing == "own":
@@ -278,6 +282,8 @@ def _hospitals_learn(plan: Plan, masking: Masking, sites: int) -> Iterable[str]:
         yield f"{who} colluding with the server can learn the sum of the others, and no more."
     else:
         yield "The plan counts on no hospital colluding with the server (colluders 0)."
+    if plan.protection.encrypted:
+        yield TRUST.hospitals
     yield from _equal_accuracy(plan, sites)
 
 
@@ -318,6 +324,8 @@ def _distances(plan: Plan, sites: int) -> Iterable[str]:
 
 
 def _not_protected(plan: Plan) -> Iterable[str]:
+    if plan.protection.encrypted:
+        yield TRUST.not_protected
     yield from _NEVER_PROTECTED
     if plan.groups and plan.cells.sites < 2:
         yield "Groups of one site: the sums of a group that only one site has are that site's own (cells.sites is 1)."

@@ -26,6 +26,7 @@ from fairflare.engine.messages import (
     UNMASK,
     Layout,
 )
+from fairflare.he.parameters import nominal
 from fairflare.methods import UPDATE
 from fairflare.secagg.envelope import Item, offer_data, opening_data, pack
 from fairflare.secagg.identity import KIT, development_identity
@@ -141,8 +142,8 @@ class Messages:
 
     def opening(self, label: str) -> Item:
         """Everybody's signatures and words of a statistic."""
-        words = np.zeros(self.params.vector(label).length, dtype=np.uint64)
-        return Item("opening", 0, opening_data(self._uploads(label), [words for _ in self.sites]))
+        sent = np.zeros(self.params.vector(label).most_bytes, dtype=np.uint8)
+        return Item("opening", 0, opening_data(self._uploads(label), [sent for _ in self.sites]))
 
     def _uploads(self, label: str) -> bytes:
         return signed_list("survivors", [self._upload(label) for _ in self.sites])
@@ -171,7 +172,7 @@ def _step(label: str) -> Step:
 
 def traffic(layout: Layout, names: Sequence[str]) -> tuple[Traffic, ...]:
     """What a site gets and sends at the start and in each kind of round."""
-    messages = Messages(params_of(layout, KIT), names)
+    messages = Messages(params_of(layout, KIT, nominal(len(names))), names)
     method = layout.plan.method
     rounds = []
     if not method.lagged:
@@ -323,7 +324,7 @@ def _uploaded(messages: Messages, labels: Sequence[str]) -> int:
 
 
 def _vectors(params: Params, labels: Iterable[str]) -> int:
-    return sum(one.length * one.bits // 8 for one in map(params.vector, labels))
+    return sum(one.most_bytes for one in map(params.vector, labels))
 
 
 def _size(items: Iterable[Item]) -> int:

@@ -37,9 +37,11 @@ from fairflare.engine.messages import (
     Layout,
 )
 from fairflare.evaluation.rehearsal import Leaving, TaskBytes
+from fairflare.he.parameters import nominal
 from fairflare.methods import UPDATE
 from fairflare.plan import Plan
 from fairflare.secagg.identity import KIT
+from fairflare.secagg.params import VectorParams
 from fairflare.secagg.protection import VectorSpec
 
 
@@ -73,8 +75,11 @@ def vector_bytes(layout: Layout, spec: VectorSpec) -> int:
         return 4 * spec.length
     if spec.label == UPDATE:
         return 4 * (spec.length + 1)
-    words = params_of(layout, KIT).vector(spec.label)
-    return words.length * words.bits // 8
+    return _words(layout, spec.label).most_bytes
+
+
+def _words(layout: Layout, label: str) -> VectorParams:
+    return params_of(layout, KIT, nominal(layout.plan.federation.min_sites)).vector(label)
 
 
 def _leaving(layout: Layout, task: str, spec: VectorSpec, times: int) -> Leaving:
@@ -84,8 +89,9 @@ def _leaving(layout: Layout, task: str, spec: VectorSpec, times: int) -> Leaving
     if spec.label in layout.parts:
         codec, _ = update_codec(layout).parts[spec.label]
         return Leaving(task, spec.label, spec.length, spec.dtype, "open", 32, codec.clip, size, times)
-    words = params_of(layout, KIT).vector(spec.label)
-    return Leaving(task, spec.label, spec.length, spec.dtype, words.mode, words.bits, words.clip, size, times)
+    words = _words(layout, spec.label)
+    mode = "encrypted" if words.cipher else words.mode
+    return Leaving(task, spec.label, spec.length, spec.dtype, mode, words.bits, words.clip, size, times)
 
 
 def _counted(layout: Layout, task: str, names: Sequence[str]) -> Iterator[int]:
@@ -115,7 +121,7 @@ def lock_steps(plan: Plan) -> int:
 
 def _masked(layout: Layout, names: Sequence[str]) -> Iterator[tuple[int, Trip]]:
     """Trips, each with how often it comes."""
-    messages = Messages(params_of(layout, KIT), names)
+    messages = Messages(params_of(layout, KIT, nominal(len(names))), names)
     if layout.plan.method.counts_only:
         yield from ((1, trip) for trip in counting(layout, messages).trips)
         return

@@ -19,6 +19,9 @@ from fairflare.engine.messages import Message, Reply
 from fairflare.engine.roles import coordinator_of, site_of
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.site import Site
+from fairflare.he.ckks import SiteCipher, make_contexts
+from fairflare.he.context import Files
+from fairflare.he.parameters import FLARE, Record
 from fairflare.plan import Plan
 from fairflare.privacy.reveals import RevealMemory
 from fairflare.record import RunRecord
@@ -69,7 +72,8 @@ def run_local(
         name: site_of(name, plan, load, folder / "sites" / name, weights, local_masks(plan, name))
         for name, load in loaders.items()
     }
-    coordinator = coordinator_of(plan, folder, Start(secrets.token_hex(16), "local", software(), weights=weights))
+    start = Start(secrets.token_hex(16), "local", software(), weights=weights, cipher=local_record(plan))
+    coordinator = coordinator_of(plan, folder, start)
     for phase in coordinator.phases(sorted(sites)):
         for name in order(phase.message, phase.targets):
             answer(sites[name], phase)
@@ -81,7 +85,20 @@ def local_masks(plan: Plan, name: str) -> Masks | None:
     """Masks of a site that this process plays: nobody vouches for it, and it remembers nothing afterwards."""
     if not plan.protection.masked:
         return None
-    return Masks(_identity(name), Trust(DEVELOPMENT, None, {}), RevealMemory.volatile())
+    opener = local_cipher() if plan.protection.encrypted else None
+    return Masks(_identity(name), Trust(DEVELOPMENT, None, {}), RevealMemory.volatile(), opener=opener)
+
+
+def local_record(plan: Plan) -> Record | None:
+    """What the server knows of :func:`local_cipher`, for a plan that needs it: no key."""
+    return local_cipher().record if plan.protection.encrypted else None
+
+
+@cache
+def local_cipher() -> SiteCipher:
+    """The cipher of all sites that this process plays: one key, made here and never written down."""
+    contexts = make_contexts(FLARE)
+    return SiteCipher(Files(contexts.client, contexts.record))
 
 
 @cache

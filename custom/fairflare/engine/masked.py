@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,10 +16,11 @@ from fairflare.methods import UPDATE
 from fairflare.plan import Masking, Plan
 from fairflare.secagg.envelope import Item
 from fairflare.secagg.fixedpoint import STATISTICS_FRACTION_BITS, UpdateCodec
-from fairflare.secagg.params import Params, VectorParams
+from fairflare.secagg.params import Cipher, Params, VectorParams
 from fairflare.secagg.parts import PartsCodec
 from fairflare.secagg.protection import Floats, VectorSpec
 from fairflare.secagg.schedule import task_digest, tensor_digest
+from fairflare.secagg.transcript import refuse
 
 #: Which totals act in a round, as ``Message.text["totals"]`` says it.
 ACT, NONE = "act", "none"
@@ -29,6 +31,11 @@ KEEP, RESET = "keep", "reset"
 TOTALS, DISTANCES = "totals", "distances"
 #: Closed vectors that decide about later ones: what a site was shown as their parts is an input of its work.
 DECIDING = ("counts", "cells")
+#: Closed vectors whose total only sites need; under protection ``ckks`` they travel encrypted.
+ENCRYPTED = ("risk_sums", DISTANCES)
+
+#: Sums that act, as D binds them; or, where the server does not know them, the digest of what sites opened them from.
+Acting = Floats | bytes
 
 
 def masking_of(plan: Plan) -> Masking:
@@ -58,15 +65,23 @@ def oldest_totals(plan: Plan) -> int:
     return (1 if plan.method.lagged else plan.method.measured_every - 1) + masking_of(plan).max_stale
 
 
-def params_of(layout: Layout, identities: str) -> Params:
-    """What every JOIN of the job must say; ``identities`` is ``kit`` or ``development``."""
+def params_of(layout: Layout, identities: str, cipher: Cipher | None = None) -> Params:
+    """What every JOIN of the job must say; ``identities`` is ``kit`` or ``development``.
+
+    ``cipher``: for a plan with encrypted statistics; raises ``FF-SECAGG-CIPHER`` without.
+    """
     plan = layout.plan
     masking = masking_of(plan)
+    if plan.protection.encrypted and cipher is None:
+        refuse("CIPHER", "a plan with statistics 'ckks' and no cipher", "a context of CKKS at server and sites")
 
     def vector(spec: VectorSpec) -> VectorParams:
         if spec.label == UPDATE:
             return update_codec(layout).vector(UPDATE)
-        return VectorParams(spec.label, "closed", spec.length, 64, STATISTICS_FRACTION_BITS, 0.0)
+        plain = VectorParams(spec.label, "closed", spec.length, 64, STATISTICS_FRACTION_BITS, 0.0)
+        if not plan.protection.encrypted or cipher is None or spec.label not in ENCRYPTED:
+            return plain
+        return replace(plain, cipher=cipher.fingerprint, sizes=cipher.sizes(spec.length))
 
     own = {label: spec for label, spec in layout.vectors.items() if label not in layout.parts}
     vectors = tuple(vector(spec) for _, spec in sorted(own.items()))
@@ -81,7 +96,7 @@ def coarse_records(records: int, unit: int) -> int:
     return max(1, (2 * records + unit) // (2 * unit)) * unit
 
 
-def inputs_digest(message: Message, acting: Mapping[str, Floats], openings: Mapping[str, bytes]) -> bytes:
+def inputs_digest(message: Message, acting: Mapping[str, Acting], openings: Mapping[str, bytes]) -> bytes:
     """D of a task: every tensor, number and text that the site's work depends on, and the sums that act, by label.
 
     ``openings``: what was opened of each vector of :data:`DECIDING` so far (:func:`opening_digest`). A colluding site
@@ -90,11 +105,12 @@ def inputs_digest(message: Message, acting: Mapping[str, Floats], openings: Mapp
     model of ``train`` came with ``measure``; here its hash stands for it.
     """
     vectors: dict[str, np.ndarray] = dict(message.vectors)
-    vectors.update(acting)
+    vectors.update({name: sums for name, sums in acting.items() if not isinstance(sums, bytes)})
     tensors = [_tensor(label, values) for label, values in vectors.items()]
     numbers = [(name, struct.pack(">d", value)) for name, value in message.numbers.items()]
     texts = [(name, value.encode("utf-8")) for name, value in message.text.items()]
     opened = [(f"opened.{label}", found) for label, found in openings.items()]
+    opened += [(f"acting.{name}", sums) for name, sums in acting.items() if isinstance(sums, bytes)]
     return task_digest(message.task, message.round, message.step, tensors, [*numbers, *texts, *opened])
 
 

@@ -15,7 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from fairflare.engine.collector import Sums
-from fairflare.engine.masked import ACT, DISTANCES, KEEP, NONE, RESET, TOTALS, masking_of, oldest_totals, sums_in
+from fairflare.engine.masked import (
+    ACT,
+    DISTANCES,
+    KEEP,
+    NONE,
+    RESET,
+    TOTALS,
+    Acting,
+    masking_of,
+    oldest_totals,
+    sums_in,
+)
 from fairflare.engine.masked_server import RISK, MaskedServer
 from fairflare.engine.messages import (
     COMPARE,
@@ -49,16 +60,16 @@ class MaskedCoordinator(Coordinator):
 
     def __init__(self, plan: Plan, folder: Path, start: Start) -> None:
         super().__init__(plan, folder, start)
-        self._masks = MaskedServer(self.layout, start.trust, start.session)
-        self._risk: Floats | None = None
+        self._masks = MaskedServer(self.layout, start.trust, start.session, start.cipher)
+        self._risk: Acting | None = None
         self._risk_round = -1
-        self._distances: Floats | None = None
+        self._distances: Acting | None = None
         self._share = 1.0
         self._participants: Participants = {}
         self._trained: tuple[int, tuple[str, ...]] = (-1, ())
 
     def _addressed(self, message: Message) -> tuple[Message, Sums]:
-        acting = {}
+        acting: dict[str, Acting] = {}
         for name in sums_in(message.task):
             if name == TOTALS:
                 acting[name] = self._acting(message)
@@ -201,10 +212,7 @@ class MaskedCoordinator(Coordinator):
         """Let sites tell their distances from the sums that were opened; returns who goes on."""
         self._masks.keyset_closed(self.layout.tasks[COMPARE])
         yield from self._ask(COMPARE, number, cohort, totals=True)
-        opened = self._last.opened()
-        if DISTANCES in opened:
-            self._distances = opened[DISTANCES].total
-            self._masks.opening(DISTANCES)
+        self._distances = self._masks.pass_on(DISTANCES, self._last.opened())
         return self._last.accepted
 
     def _round_alone(self, number: int) -> Iterator[Phase]:
@@ -241,7 +249,9 @@ class MaskedCoordinator(Coordinator):
     def _finish_round(
         self, number: int, measured: Mapping[str, Opened], trained: Mapping[str, Opened], acted: int | None
     ) -> None:
-        risk = self._for_the_record(measured[RISK].total) if RISK in measured else None
+        risk: Acting | None = self._for_the_record(measured[RISK].total) if RISK in measured else None
+        if self._risk_round == number and isinstance(self._risk, bytes):
+            risk = self._risk
         self._aggregate(number, self._participants, risk, measured, trained, acted)
 
     def _for_the_record(self, totals: Floats) -> Floats:
@@ -261,9 +271,9 @@ class MaskedCoordinator(Coordinator):
 
     def _take_totals(self, number: int, opened: Mapping[str, Opened]) -> None:
         """Keep what was opened about groups, and pass it on to the sites with the next task."""
-        if RISK in opened:
-            self._risk, self._risk_round = opened[RISK].total, number
-            self._masks.opening(RISK)
+        found = self._masks.pass_on(RISK, opened)
+        if found is not None:
+            self._risk, self._risk_round = found, number
         elif TRAIN_ALONE not in self._participants:
             self._verify_not_stale(number)
 
@@ -281,7 +291,7 @@ class MaskedCoordinator(Coordinator):
                 next_step="start the sites that are missing, then 'fairflare run resume'",
             )
 
-    def _acting(self, message: Message) -> Floats:
+    def _acting(self, message: Message) -> Acting:
         length = self.layout.vectors[RISK].length if RISK in self.layout.vectors else 0
         if self._risk is None or message.text.get("totals") != ACT:
             return np.zeros(length)

@@ -12,6 +12,7 @@ from fairflare.engine.masked import (
     DECIDING,
     DISTANCES,
     KEEP,
+    Acting,
     inputs_digest,
     label_steps,
     opening_digest,
@@ -21,12 +22,11 @@ from fairflare.engine.masked import (
 from fairflare.engine.masked_site import verify_bits, verify_each_once
 from fairflare.engine.messages import JOIN, Layout, Message, Reply
 from fairflare.errors import RoundError
-from fairflare.fairness.groups import Floats
 from fairflare.methods import UPDATE
 from fairflare.secagg.envelope import UP, Item, offer_data, opening_data, pack, unpack, witness_data
 from fairflare.secagg.fixedpoint import UPDATE_BITS, StatisticsCodec
 from fairflare.secagg.identity import Trust
-from fairflare.secagg.params import is_words
+from fairflare.secagg.params import Cipher, is_payload
 from fairflare.secagg.protection import Opened
 from fairflare.secagg.server import ServerSession
 
@@ -46,15 +46,19 @@ class MaskedServer:
         Whom the server believes; a site that it would not is refused by name before the others see it.
     job
         Name of the session.
+    cipher
+        For a plan with encrypted statistics: what sites encrypt with. Nothing here can decrypt.
     """
 
-    def __init__(self, layout: Layout, trust: Trust, job: str) -> None:
+    def __init__(self, layout: Layout, trust: Trust, job: str, cipher: Cipher | None = None) -> None:
         self.layout = layout
-        self.params = params_of(layout, trust.kind)
+        self.params = params_of(layout, trust.kind, cipher)
+        self._cipher = cipher
         self.session = ServerSession(self.params, job, trust)
         self._steps: dict[str, int] = {}
         self._items: list[Item] = []
         self._leaving: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
         self._opened: dict[str, Item] = {}
         self._state = b""
         self._update = -1
@@ -66,6 +70,8 @@ class MaskedServer:
 
     def begin(self, sites: Sequence[str]) -> None:
         """Fix the roster; it goes with the next message."""
+        if self._cipher is not None:
+            self._cipher.verify_sites(len(sites))
         self._items.append(Item("roster", 0, self.session.begin(sites)))
 
     def offer(self, labels: Iterable[str], fl_round: int) -> None:
@@ -101,6 +107,18 @@ class MaskedServer:
         self._items.append(item)
         self._opened[label] = item
 
+    def pass_on(self, label: str, opened: Mapping[str, Opened]) -> Acting | None:
+        """Let sites add a closed step of the last message up, if all of them sent their part (``None`` otherwise).
+
+        Returns what acts from now on: the sums, or where only sites can know them the digest of what they open.
+        """
+        number = self._asked.get(label, -1)
+        sealed = label in self._asked and bool(self.params.vector(label).cipher)
+        if label not in opened and not (sealed and self.session.is_whole(number)):
+            return None
+        self.opening(label)
+        return opening_digest(self._opened[label]) if sealed else opened[label].total
+
     def reopen(self) -> None:
         """Give what was opened last once more: a site may have missed the task that it went with."""
         self._items += [item for item in self._opened.values() if item not in self._items]
@@ -132,7 +150,7 @@ class MaskedServer:
         for site in sites:
             self._owed.pop(site, None)
 
-    def addressed(self, message: Message, acting: Mapping[str, Floats]) -> tuple[Message, MaskedSums]:
+    def addressed(self, message: Message, acting: Mapping[str, Acting]) -> tuple[Message, MaskedSums]:
         """The message with everything queued for it, and what its replies are added to."""
         message = replace(message, protocol=pack(self._items) if self._items else b"")
         bound = self._openings
@@ -143,6 +161,7 @@ class MaskedServer:
         if UPDATE in self._leaving:
             self._state = self.session.view_of(self._leaving[UPDATE])
         sums = MaskedSums(self, dict(self._leaving), self._answers(message.task))
+        self._asked = dict(self._leaving)
         self._items, self._leaving = [], {}
         return message, sums
 
@@ -226,7 +245,7 @@ class MaskedSums:
             payload = reply.payloads[label]
             if payload.weight is not None:
                 raise _refused("WEIGHT", f"a weight of '{label}' in clear", "a weight inside the masked vector")
-            if not is_words(payload.values, self._masks.params.vector(label)):
+            if not is_payload(payload.values, self._masks.params.vector(label)):
                 raise _refused("SHAPE", f"no masked words of '{label}'", "the length and the type of the plan")
             session.verify_upload(site, number, uploads[number], payload.values)
         for item in items:
@@ -255,12 +274,12 @@ class MaskedSums:
             self._masks.session.upload(site, number, uploads[number], reply.payloads[label].values)
 
     def opened(self) -> Mapping[str, Opened]:
-        """Statistics of which every site sent its part; an update is opened by unmasking only."""
-        session = self._masks.session
+        """Statistics of which every site sent its part; an update is opened by unmasking only, ciphertexts never."""
+        session, params = self._masks.session, self._masks.params
         return {
             label: self._masks.closed(label, number)
             for label, number in self._numbers.items()
-            if label != UPDATE and session.is_whole(number)
+            if label != UPDATE and not params.vector(label).cipher and session.is_whole(number)
         }
 
 

@@ -19,6 +19,7 @@ from fairflare.engine.masked import (
     DISTANCES,
     KEEP,
     TOTALS,
+    Acting,
     coarse_records,
     inputs_digest,
     label_steps,
@@ -37,6 +38,7 @@ from fairflare.secagg.envelope import DOWN, Item, pack, parse_offer, parse_openi
 from fairflare.secagg.fixedpoint import StatisticsCodec
 from fairflare.secagg.identity import Identity, Trust
 from fairflare.secagg.memory import Memory
+from fairflare.secagg.params import Opener
 from fairflare.secagg.protection import Payload, SiteProtection, VectorSpec, Weighted
 from fairflare.secagg.site import SiteSession
 from fairflare.secagg.state import Words
@@ -48,13 +50,15 @@ from fairflare.seeds import seed_for
 class Masks:
     """What a site needs for masks: who it is, whom it believes, what it revealed before, and what its policy allows.
 
-    ``cohort_changes``: other cohorts of the same statistic that the policy allows.
+    ``cohort_changes``: other cohorts of the same statistic that the policy allows. ``opener``: the cipher that the
+    sites share, for a plan with encrypted statistics.
     """
 
     identity: Identity
     trust: Trust
     memory: Memory
     cohort_changes: int = 0
+    opener: Opener | None = None
 
 
 class MaskedSite(SiteProtection):
@@ -64,27 +68,14 @@ class MaskedSite(SiteProtection):
     ----------
     name, layout
         The site and the job's vectors.
-    identity, trust
-        Who signs for it, and whom it believes.
-    memory
-        What it revealed before.
-    cohort_changes
-        How many other cohorts of the same statistic its policy allows.
+    masks
+        Who signs for it, whom it believes, what it revealed before.
     """
 
-    def __init__(
-        self,
-        name: str,
-        layout: Layout,
-        identity: Identity,
-        trust: Trust,
-        memory: Memory,
-        *,
-        cohort_changes: int = 0,
-    ) -> None:
+    def __init__(self, name: str, layout: Layout, masks: Masks) -> None:
         self.name = name
         self.layout = layout
-        self.params = params_of(layout, identity.kind)
+        self.params = params_of(layout, masks.identity.kind, masks.opener)
         self.rule = CellRule(layout.plan, layout.method.measures())
         self.totals_round = -1
         self.sent: dict[str, Floats] = {}
@@ -92,8 +83,8 @@ class MaskedSite(SiteProtection):
         self._kept: Kept | None = None
         self.cells: Floats | None = None
         self._own_kept: Kept | None = None
-        self._identity, self._trust, self._memory = identity, trust, memory
-        self._changes = cohort_changes
+        self._masks = masks
+        self._digests: dict[str, bytes] = {}
         self._session: SiteSession | None = None
         self._steps: dict[str, int] = {}
         self._answers: list[Item] = []
@@ -125,13 +116,15 @@ class MaskedSite(SiteProtection):
             session.end_round(message.round - 1)
 
     def _join(self, message: Message) -> None:
+        masks = self._masks
         session = SiteSession(
-            self._identity, self._trust, self.params, self._memory, message.session, cohort_changes=self._changes
-        )
+            masks.identity, masks.trust, self.params, masks.memory, message.session,
+            cohort_changes=masks.cohort_changes, opener=masks.opener,
+        )  # fmt: skip
         self._session, self._steps, self._totals, self.totals_round = session, {}, None, -1
         self._kept, self.cells, self._weights, self._records = None, None, (0, 0), 0.0
         self._distances, self.sent, self.counted = None, {}, CountedUpdates()
-        self._openings, self._trained, self._state = {}, None, b""
+        self._openings, self._trained, self._state, self._digests = {}, None, b"", {}
         self._answers = [Item("join", 0, session.join())]
 
     def _handle(self, session: SiteSession, item: Item) -> None:
@@ -171,6 +164,9 @@ class MaskedSite(SiteProtection):
         survivors, payloads = parse_opening(item, vector)
         words = session.opening(item.number, survivors, payloads)
         total = StatisticsCodec(len(session.roster)).decode(words.astype(np.uint64))
+        if vector.cipher:  # else the server looks at it
+            verify_not_negative(total)
+        self._digests[vector.label] = opening_digest(item)
         if vector.label in DECIDING:
             self._openings[vector.label] = opening_digest(item)
         if vector.label == "counts":
@@ -266,16 +262,19 @@ class MaskedSite(SiteProtection):
             refuse("TOTALS", got, "this round's distances, or none where they were not opened")
         return self._distances[1] if known and self._distances is not None else None
 
-    def _acting(self, message: Message) -> dict[str, Floats]:
+    def _acting(self, message: Message) -> dict[str, Acting]:
         """Sums of all sites that act in a task, by the names under which its D binds them."""
-        acting = {}
+        acting: dict[str, Acting] = {}
+        encrypted = self.layout.plan.protection.encrypted
         for name in sums_in(message.task):
             if name == TOTALS:
                 acting[name] = self.totals(message)
+                if encrypted and message.text.get(TOTALS) == ACT:
+                    acting[name] = self._digests["risk_sums"]
             elif self.layout.plan.method.compares_sites:
                 found = self.distances(message)
                 if found is not None:
-                    acting[name] = found
+                    acting[name] = self._digests[DISTANCES] if encrypted else found
         return acting
 
     # -------------------------------------------------------------------------------------------- after the local work
@@ -316,7 +315,8 @@ class MaskedSite(SiteProtection):
             self._trained, self._state = message.round, session.view_of(self._steps[UPDATE])
         for (number, _), one in zip(order, signed, strict=True):
             self._answers.append(Item("upload", number, one.encoded()))
-        return {label: Payload(words[label], None) for label in words}
+        sent = {label: session.sent(number) for label, (number, _) in zip(words, order, strict=True)}
+        return {label: Payload(values, None) for label, values in sent.items()}
 
     def _encoded(self, label: str, vectors: Mapping[str, Weighted], message: Message) -> Words:
         sites = len(self._running().roster)
@@ -360,6 +360,12 @@ def verify_bits(total: Floats, sites: int) -> None:
         refuse("RANGE", "a sum of bits that no sites can have sent", f"whole numbers from 0 to {sites}")
 
 
+def verify_not_negative(total: Floats) -> None:
+    """Raise ``FF-SECAGG-RANGE`` unless ``total`` can be a sum of counts, losses or probabilities."""
+    if (total < 0).any():
+        refuse("RANGE", "a negative sum that no sites can have sent", "sums of counts, losses or probabilities")
+
+
 def verify_each_once(total: Floats, sites: int) -> None:
     """Raise ``FF-SECAGG-RANGE`` unless ``total`` can be a sum of one distance of each site."""
     if total[1] != sites or not 0 <= total[0] <= 2.000001 * sites:
@@ -372,4 +378,4 @@ def masked_site(name: str, layout: Layout, masks: Masks | None) -> MaskedSite | 
         return None
     if masks is None:
         raise refused("MASKS", "a plan with masks at a site without an identity", "a start-up kit, and a policy")
-    return MaskedSite(name, layout, masks.identity, masks.trust, masks.memory, cohort_changes=masks.cohort_changes)
+    return MaskedSite(name, layout, masks)

@@ -23,6 +23,7 @@ from fairflare.engine.rehearsal_process import run_apart
 from fairflare.engine.rehearsal_work import Request, Tell
 from fairflare.errors import PolicyError, SecaggError
 from fairflare.evaluation.rehearsal import Found, PlanFacts, PolicyVerdict, Rehearsal, Told, Work
+from fairflare.he.parameters import nominal
 from fairflare.models import build, parameter_count
 from fairflare.plan import Plan
 from fairflare.policy import Entry, SitePolicy, Violation
@@ -79,7 +80,7 @@ def rehearse(question: Question, watch: Tell) -> Rehearsal:
     plan = question.plan
     layout = layout_of(plan, parameter_count(build(plan)))
     if plan.protection.masked:
-        params_of(layout, KIT).verify_sites(question.sites)
+        params_of(layout, KIT, nominal(question.sites)).verify_sites(question.sites)
     messages = job_messages(layout, question.sites)
     findings = check_data(plan, question.entry, lambda done, total: watch("looking at the data", done, total))
     data = tuple(Found(one.severity, one.code, one.text, one.next_step) for one in findings)

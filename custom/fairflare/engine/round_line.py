@@ -19,7 +19,7 @@ def round_line(
     number: int,
     participants: Mapping[str, tuple[str, ...]],
     refusals: tuple[Refusal, ...],
-    risk: Floats | None,
+    risk: Floats | bytes | None,
     validated: Mapping[str, Opened],
     trained: Mapping[str, Opened],
     acted: int | None,
@@ -28,14 +28,15 @@ def round_line(
 ) -> RoundRecord:
     """One round's line.
 
-    ``risk``: group sums, ``None`` if nothing was measured. With masks ``acted`` is the round whose totals acted, and
-    statistics may be missing.
+    ``risk``: group sums, ``None`` if nothing was measured, bytes where only sites know them. With masks ``acted`` is
+    the round whose totals acted, and statistics may be missing.
     """
     sums: dict[str, float | None] = dict.fromkeys(TRAINING_SUMS)
     if "training_sums" in trained:
         sums.update(zip(TRAINING_SUMS, trained["training_sums"].total.tolist(), strict=True))
     measures = layout.method.measures()
-    states = [] if risk is None else layout.method.states(unpack(measures, risk, layout.sizes))
+    known = unpack(measures, risk, layout.sizes) if isinstance(risk, np.ndarray) else dict.fromkeys(measures)
+    states = [] if risk is None else layout.method.states(known)
     evaluation = evaluation_of(layout, validated["validation_sums"]) if "validation_sums" in validated else None
     predicted = _total(validated, "validation_predictions")
     return RoundRecord(

@@ -38,7 +38,7 @@ from fairflare.engine.messages import (
 from fairflare.engine.round_line import final_results, round_line
 from fairflare.engine.rounds import is_measured, kept_totals
 from fairflare.engine.store import Store
-from fairflare.errors import RoundError, SecaggError
+from fairflare.errors import HeError, RoundError, SecaggError
 from fairflare.fairness.groups import Floats, pack, unpack
 from fairflare.methods import UPDATE
 from fairflare.models import initial_vector, vector_sha256
@@ -55,6 +55,7 @@ from fairflare.record import (
     results_of,
 )
 from fairflare.secagg.identity import DEVELOPMENT, Trust
+from fairflare.secagg.params import Cipher
 from fairflare.secagg.protection import Opened
 
 
@@ -88,6 +89,8 @@ class Start:
         Folder of weight files, for a plan that starts from one.
     trust
         With masks, whom the server believes: the root of its start-up kit, or in a simulation anybody.
+    cipher
+        For a plan with encrypted statistics: what its sites encrypt with. It holds no key.
     """
 
     session: str
@@ -97,6 +100,7 @@ class Start:
     best: Vector | None = None
     weights: Path | None = None
     trust: Trust = field(default_factory=lambda: Trust(DEVELOPMENT))
+    cipher: Cipher | None = None
 
 
 class Coordinator:
@@ -148,7 +152,7 @@ class Coordinator:
         try:
             yield from self._join()
             yield from self._work()
-        except (RoundError, SecaggError) as problem:
+        except (RoundError, SecaggError, HeError) as problem:
             self.stop(problem.code, str(problem).removeprefix(f"{problem.code}: "))
             return
         self._end("complete", None)
@@ -306,14 +310,15 @@ class Coordinator:
         self,
         number: int,
         participants: Mapping[str, tuple[str, ...]],
-        risk: Floats | None,
+        risk: Floats | bytes | None,
         validated: Mapping[str, Opened],
         trained: Mapping[str, Opened],
         acted: int | None = None,
     ) -> None:
         """Make the next model and write the round down; ``risk`` is ``None`` if nothing was measured in it.
 
-        With masks ``acted`` is the round whose totals acted, and statistics may be missing.
+        It is bytes where only sites know it. With masks ``acted`` is the round whose totals acted, and statistics may
+        be missing.
         """
         started = time.monotonic()
         before = self.model

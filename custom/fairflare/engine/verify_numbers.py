@@ -183,7 +183,8 @@ def _check_penalties(plan: Plan, session: Session, line: RoundRecord) -> Iterato
         return
     for (known, _), penalty in zip(parts, line.penalties, strict=True):
         where = f"round {line.round}: {penalty.measure}"
-        groups = 0 if known.attribute == HOSPITAL else plan.sizes[known.attribute]
+        unknown = known.attribute == HOSPITAL or plan.protection.encrypted
+        groups = 0 if unknown else plan.sizes[known.attribute]
         if not _agrees(penalty, known, groups):
             yield Defect("FF-RUN-PENALTY", f"{where}: weights, coefficients, P or gap do not follow")
         count, limit = penalty.count or (), session.records.get("training", math.inf)
@@ -195,7 +196,10 @@ def _check_penalties(plan: Plan, session: Session, line: RoundRecord) -> Iterato
 
 
 def _agrees(penalty: PenaltyRecord, known: Penalty, groups: int) -> bool:
-    """Whether what follows from risks and counts does. Hospitals as groups: only sums are known, nothing follows."""
+    """Whether what follows from risks and counts does. Hospitals as groups: only sums are known, nothing follows.
+
+    The same goes for group sums that only hospitals opened.
+    """
     given = (penalty.risk, penalty.weight, penalty.coefficient, penalty.count, penalty.value, penalty.gap)
     if groups == 0:
         return given == (None,) * len(given)

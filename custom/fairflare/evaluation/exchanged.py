@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from fairflare.fairness.groups import HOSPITAL
 from fairflare.plan import (
@@ -69,7 +71,11 @@ def server_words(plan: Plan) -> Iterator[str]:
             "numbers of records, so with one hospital's help it can tell two others' numbers."
         )
     elif isinstance(method, FairFedParameters) and method.compares_sites:
-        yield "Before every round: the model's decisions by group over all training records, and the sum of distances."
+        if not plan.protection.encrypted:
+            yield (
+                "Before every round: the model's decisions by group over all training records, and the sum of "
+                "distances."
+            )
         yield (
             "How the sum of the sites' own weights moves. A weight falls where a site differs from all, and stays "
             f"between {method.min_weight or 0:g} and {_most(method)} times the site's share of the records."
@@ -78,8 +84,28 @@ def server_words(plan: Plan) -> Iterator[str]:
             "A server that lies and shows a model twice gets two sums of nearly the same updates, with other weights: "
             "the hospitals agreed to it."
         )
-    elif isinstance(method, ReweightingParameters):
+    elif isinstance(method, ReweightingParameters) and not plan.protection.encrypted:
         yield "How many training records of all sites together each group has, once in a session."
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What encrypted statistics change, and for whom: a sentence each on server, hospitals, and what is left open."""
+
+    server: str
+    hospitals: str
+    not_protected: str
+
+
+#: Said wherever a plan's statistics are 'ckks'.
+TRUST: Final = Trust(
+    "Not the group sums of training records (nor distances): they travel encrypted and the server has no key. What it "
+    "opens of validation and test records by group it still sees.",
+    "One secret key, the same at every hospital, decrypts every hospital's ciphertext. What it finds are masked words, "
+    "random as long as the masks hold: the key keeps totals from the server, the masks keep hospitals from each other.",
+    "The shared key: the server together with any one hospital, or with whoever made the key, gets the totals of "
+    "training groups, as if there were masks only.",
+)
 
 
 def _most(method: FairFedParameters) -> str:

@@ -131,6 +131,10 @@ _MASKED = {
     "The sums themselves are not protected.",
     "statistics": "By masks: the server, and every site, opened sums over all sites of a session, or nothing.",
 }
+_ENCRYPTED = (
+    "Sums of training records by group were encrypted as well: the sites opened them, the server had no key. "
+    "The sites share one key; any of them together with the server could open those sums."
+)
 
 
 def guards(record: RunRecord) -> Iterator[Guard]:
@@ -142,6 +146,8 @@ def guards(record: RunRecord) -> Iterator[Guard]:
             yield Guard(f"Hiding each site's {what}", False, f"The server saw every site's {what}.")
         elif kind == "masked":
             yield Guard(f"Hiding each site's {what}", True, _MASKED[field])
+        elif kind == "ckks":
+            yield Guard(f"Hiding each site's {what}", True, f"{_MASKED[field]} {_ENCRYPTED}")
         else:
             yield Guard(f"Hiding each site's {what}", True, f"By '{_text(kind)}', as the plan says.")
     if any(session.identities == "development" for session in record.sessions):

@@ -132,7 +132,8 @@ class Leaving:
     numbers, type
         How many numbers, and of which type, before protection.
     mode
-        ``clear``; ``closed``: masked, opened over all sites or not at all; ``open``: masked, dropouts are survived.
+        ``clear``; ``closed``: masked, opened over all sites or not at all; ``encrypted``: the same, and by the
+        hospitals only; ``open``: masked, dropouts are survived.
     bits, clip
         Bits of a masked word, and where changes are cut off; 0 for none.
     bytes, times
@@ -143,7 +144,7 @@ class Leaving:
     label: str
     numbers: int
     type: str
-    mode: Literal["clear", "closed", "open"]
+    mode: Literal["clear", "closed", "encrypted", "open"]
     bits: int
     clip: float
     bytes: int

@@ -230,6 +230,11 @@ def _protection(one: Leaving) -> str:
         return "none: IN CLEAR"
     if one.mode == "closed":
         return f"masked, {one.bits}-bit words; the sum is opened over all sites together or not at all"
+    if one.mode == "encrypted":
+        return (
+            f"masked, {one.bits}-bit words, then encrypted; hospitals open the sum over all sites together or not at "
+            "all, the server never"
+        )
     return (
         f"masked, {one.bits}-bit words, changes cut off at {one.clip:g}; the sum is opened over the sites that are left"
     )

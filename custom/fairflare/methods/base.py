@@ -387,6 +387,6 @@ class Method:
         return behind / share
 
     # at the server
-    def states(self, totals: Mapping[Measure, Sums]) -> Sequence[NamedState]:
-        """What the opened sums say about each penalty, for the record."""
+    def states(self, totals: Mapping[Measure, Sums | None]) -> Sequence[NamedState]:
+        """What the opened sums say about each penalty, for the record; ``None`` where only sites know them."""
         return ()

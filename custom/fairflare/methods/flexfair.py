@@ -207,7 +207,7 @@ class FlexFair(Method, of=FlexFairParameters):
         terms = {name: np.clip(term, low, high) for name, term in extra.items() if term.any()}
         return SampleTerms(terms, sum(term.size for term in extra.values()), at_minimum, at_maximum)
 
-    def states(self, totals: Mapping[Measure, Sums]) -> Sequence[NamedState]:
+    def states(self, totals: Mapping[Measure, Sums | None]) -> Sequence[NamedState]:
         """Risks, weights, coefficients, P and F of each penalty; hospitals' own risks stay unknown."""
         result = []
         for penalty, measure in self.compared:

@@ -128,6 +128,11 @@ class Plan(StrictModel):
             check(self)
         for text in self.method.conflicts(rules.setting_of(self)):
             raise rule(text)
+        if self.protection.encrypted and (self.method.counts_only or not method_of(self).measures()):
+            raise rule(
+                f"got statistics 'ckks' with method '{self.method.name}', expected 'masked': it has no group sums that "
+                "only hospitals need, so there is nothing to encrypt"
+            )
         return self
 
     @property

@@ -98,15 +98,21 @@ class Masking(StrictModel):
 
 
 class Protection(StrictModel):
-    """How vectors are protected on their way. ``none``: the server sees every site's vector. ``masked``: sums only."""
+    """How vectors are protected on their way. ``none``: the server sees every site's vector. ``masked``: sums only.
+
+    ``ckks``: masked too, and sums of which only hospitals need the total (group sums of training records, distances)
+    travel encrypted under a key that the hospitals share, so the server does not see even the total.
+    """
 
     update: Literal["none", "masked"]
-    statistics: Literal["none", "masked"]
+    statistics: Literal["none", "masked", "ckks"]
     masking: Masking | None
 
     @model_validator(mode="after")
     def _check(self) -> Protection:
-        if self.update != self.statistics:
+        if self.encrypted and self.update != "masked":
+            raise rule(f"got statistics 'ckks' with update '{self.update}', expected 'masked': masks are underneath")
+        if self.update != self.statistics and not self.encrypted:
             raise rule(
                 f"got update '{self.update}' with statistics '{self.statistics}', expected the same for both: what one "
                 "of them shows in clear (counts, losses) is what the other one hides"
@@ -120,6 +126,11 @@ class Protection(StrictModel):
     def masked(self) -> bool:
         """Whether the server sees sums only."""
         return self.update == "masked"
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether some of these sums are the hospitals' only."""
+        return self.statistics == "ckks"
 
 
 class Evaluation(StrictModel):

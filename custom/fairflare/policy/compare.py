@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fairflare.policy.site import LeastProtection, MostPrivacyLoss, SitePolicy
+from fairflare.policy.site import STRENGTH, LeastProtection, MostPrivacyLoss, SitePolicy
 from fairflare.policy.templates import open_policy, standard_policy, strict_policy
 
 Relation = Literal["same", "stricter", "weaker", "different"]
@@ -80,7 +80,7 @@ def _pinned(a: Mapping[str, str] | None, b: Mapping[str, str] | None) -> bool:
 
 def _protected(a: LeastProtection, b: LeastProtection) -> bool:
     pairs = ((a.update, b.update), (a.statistics, b.statistics))
-    return all(own == "masked" or other == "none" for own, other in pairs)
+    return all(STRENGTH.index(own) >= STRENGTH.index(other) for own, other in pairs)
 
 
 def _spends(a: MostPrivacyLoss | None, b: MostPrivacyLoss | None) -> bool:

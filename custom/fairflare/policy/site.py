@@ -35,6 +35,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 #: No names: none is allowed. ``null``: any.
 Names = tuple[Name, ...] | None
 Protected = Literal["masked", "none"]
+ProtectedStatistics = Literal["ckks", "masked", "none"]
+#: From weak to strong: ``ckks`` is masked, and some totals are the hospitals' only.
+STRENGTH: Final = ("none", "masked", "ckks")
 Task = Literal["classification", "segmentation"]
 
 #: Whoever submitted a plan reads why it was refused; what else this site has is its own business.
@@ -59,10 +62,13 @@ class Violation:
 
 
 class LeastProtection(StrictModel):
-    """Least protection of the model's updates, and of all other vectors: ``masked``, or ``none`` for public data."""
+    """Least protection of the model's updates, and of all other vectors: ``masked``, or ``none`` for public data.
+
+    Of statistics also ``ckks``: not even the server gets the totals that only hospitals need.
+    """
 
     update: Protected
-    statistics: Protected
+    statistics: ProtectedStatistics
 
 
 class MostPrivacyLoss(StrictModel):
@@ -239,8 +245,9 @@ class SitePolicy(StrictModel):
 
     def _protection(self, plan: Plan) -> Iterator[Violation]:
         for field in ("update", "statistics"):
-            if getattr(self.protection, field) == "masked" and getattr(plan.protection, field) != "masked":
-                yield Violation(f"protection.{field}", f"'{getattr(plan.protection, field)}'", "'masked'")
+            least, got = getattr(self.protection, field), getattr(plan.protection, field)
+            if STRENGTH.index(got) < STRENGTH.index(least):
+                yield Violation(f"protection.{field}", f"'{got}'", f"'{least}'")
         if self.differential_privacy is not None:
             most = f"epsilon {self.differential_privacy.epsilon:g}, delta {self.differential_privacy.delta:g}"
             yield Violation("differential_privacy", "none", f"at most {most}")

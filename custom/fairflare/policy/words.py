@@ -117,11 +117,14 @@ def _names(field: str, what: str, limits: str = "") -> Callable[[SitePolicy], tu
 
 
 def _protection(policy: SitePolicy) -> tuple[str, ...]:
-    masked = [name for name in ("update", "statistics") if getattr(policy.protection, name) == "masked"]
+    masked = [name for name in ("update", "statistics") if getattr(policy.protection, name) != "none"]
     if not masked:
         return "plans whose server sees this hospital's own numbers", "nothing", "the server may keep what it sees"
+    sums = "sums only"
+    if policy.protection.statistics == "ckks":
+        sums += ", and of training records by group not even those (statistics 'ckks')"
     return (
-        f"plans that mask {' and '.join(masked)}: the server sees sums only",
+        f"plans that mask {' and '.join(masked)}: the server sees {sums}",
         f"plans that send {' or '.join(masked)} in clear",
         "a sum still tells something about every hospital in it",
     )

@@ -16,8 +16,8 @@ from fairflare.errors import SecaggError
 
 #: Stands in every message, key and signature: another version of the protocol shares none of them.
 VERSION = b"fairflare/sa/1"
-#: No protocol message of 50 sites comes near; a longer one is not looked at.
-LONGEST = 16 * 1024 * 1024
+#: No protocol message of 50 sites comes near, ciphertexts of all of them included; a longer one is not looked at.
+LONGEST = 32 * 1024 * 1024
 _WORD = 2**64
 
 Field = bytes | str | int | Sequence["Field"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from fairflare.secagg.encoding import Reader, encode, refuse_form
 from fairflare.secagg.params import MOST_SITES, VectorParams
-from fairflare.secagg.state import Offer, Words
+from fairflare.secagg.state import Offer, Sent
 
 DOWN = ("roster", "opening", "keyset", "dealers", "survivors", "confirms", "witness", "offer")
 UP = ("join", "keys", "shares", "upload", "confirm", "unmask")
@@ -64,8 +64,8 @@ def parse_offer(item: Item) -> Offer:
     return result
 
 
-def opening_data(survivors: bytes, payloads: Sequence[Words]) -> bytes:
-    """E(opening, survivors, [words, little-endian...])."""
+def opening_data(survivors: bytes, payloads: Sequence[Sent]) -> bytes:
+    """E(opening, survivors, [words, little-endian, or what a cipher made of them...])."""
     return encode("opening", survivors, [words.astype(words.dtype.newbyteorder("<")).tobytes() for words in payloads])
 
 
@@ -82,11 +82,13 @@ def parse_witness(item: Item) -> tuple[bytes, bytes]:
     return found
 
 
-def parse_opening(item: Item, vector: VectorParams) -> tuple[bytes, list[Words]]:
+def parse_opening(item: Item, vector: VectorParams) -> tuple[bytes, list[Sent]]:
     """Inverse of :func:`opening_data`."""
     reader = Reader(item.data, "opening")
     survivors = reader.raw()
     size = vector.bits // 8
-    parts = reader.raws(MOST_SITES, vector.length * size)
+    parts = reader.raws(MOST_SITES, None if vector.cipher else vector.length * size)
     reader.end()
+    if vector.cipher:
+        return survivors, [np.frombuffer(part, dtype=np.uint8) for part in parts]
     return survivors, [np.frombuffer(part, dtype=f"<u{size}").astype(f"u{size}") for part in parts]

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fairflare.secagg.encoding import digest
 from fairflare.secagg.identity import Identity, Trust
 from fairflare.secagg.memory import Memory, State, Transition
-from fairflare.secagg.params import Params
+from fairflare.secagg.params import Opener, Params
 from fairflare.secagg.schedule import session_digest
 from fairflare.secagg.state import Peer, Random, SiteStep, StepPhase
 from fairflare.secagg.transcript import Join, Joining, Keys, Signed, parse_roster, refuse, signed_join, verify_signed
@@ -33,6 +33,8 @@ class JoinedSite:
         Name of the session that the server wants to begin.
     cohort_changes
         How many other cohorts of the same statistic the site's policy allows.
+    opener
+        The sites' cipher, where the plan has statistics encrypted.
     random
         Source of secrets; the operating system's.
     """
@@ -46,6 +48,7 @@ class JoinedSite:
         job: str,
         *,
         cohort_changes: int = 0,
+        opener: Opener | None = None,
         random: Random = os.urandom,
     ) -> None:
         self.params = params
@@ -54,6 +57,7 @@ class JoinedSite:
         self._memory = memory
         self._job = job
         self._changes = cohort_changes
+        self._opener = opener
         self._random = random
         self._channel = X25519PrivateKey.from_private_bytes(random(32))
         self._signing = Ed25519PrivateKey.from_private_bytes(random(32))
@@ -97,6 +101,8 @@ class JoinedSite:
             refuse("STATE", "a roster before this site joined, or a second one", "join, then one roster")
         joinings = parse_roster(roster)
         self.params.verify_sites(len(joinings))
+        if self._opener is not None:
+            self._opener.verify_sites(len(joinings))
         joins = [self._verified(one) for one in joinings]
         names = [join.name for join in joins]
         if names != sorted(set(names)):

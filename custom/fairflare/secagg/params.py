@@ -8,10 +8,12 @@ them are its own.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fairflare.errors import SecaggError
 from fairflare.secagg.encoding import Field, encode
@@ -39,7 +41,9 @@ def most_colluders(sites: int) -> int:
 class VectorParams:
     """One vector of a job: its label, mode, number of words, bits of a word, fraction bits and clip (0: none).
 
-    ``more``: length, fraction bits and clip of each further part of an update, in the order of its words.
+    ``more``: length, fraction bits and clip of each further part of an update, in the order of its words. ``cipher``:
+    for a vector whose masked words travel encrypted, the fingerprint of the cipher (32 bytes), and ``sizes``: fewest
+    and most bytes of what it makes of them.
     """
 
     label: str
@@ -49,11 +53,20 @@ class VectorParams:
     fraction_bits: int
     clip: float
     more: tuple[tuple[int, int, float], ...] = ()
+    cipher: bytes = b""
+    sizes: tuple[int, int] = (0, 0)
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the vector as it travels; of ciphertexts, which differ by a tenth, the most."""
+        return self.sizes[1] if self.cipher else self.length * self.bits // 8
 
     def encoded(self) -> list[Field]:
-        """Fields in the order of the view V: mode, dim, modulus, f, clip; then further parts, if there are any."""
+        """Fields in the order of the view V: mode, dim, modulus, f, clip; then further parts and cipher, if any."""
         fields: list[Field] = [self.mode, self.length, self.bits, self.fraction_bits, struct.pack(">d", self.clip)]
         more: list[Field] = [[length, bits, struct.pack(">d", clip)] for length, bits, clip in self.more]
+        if self.cipher:
+            return [*fields, more, [self.cipher, *self.sizes]]
         return [*fields, more] if more else fields
 
 
@@ -127,6 +140,45 @@ class Params:
     def least(self, sites: int) -> int:
         """Fewest sites of a sum in open mode, for a roster of ``sites``: max(t, least_sites)."""
         return max(threshold(sites), self.least_sites)
+
+
+class Cipher(Protocol):
+    """What the masked words of some statistics travel in, so that sites open their sum and the server does not."""
+
+    @property
+    def fingerprint(self) -> bytes:
+        """32 bytes that name parameters and key; sites with others do not begin a session together."""
+        ...
+
+    def sizes(self, words: int) -> tuple[int, int]:
+        """Fewest and most bytes of an encrypted vector of so many words."""
+        ...
+
+    def verify_sites(self, sites: int) -> None:
+        """Raise a :class:`~fairflare.errors.FairFlareError` for more sites than it can add without a wrong sum."""
+        ...
+
+
+class Opener(Cipher, Protocol):
+    """A site's cipher, with the key that all sites share."""
+
+    def encrypt(self, words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """Masked words as they travel."""
+        ...
+
+    def total(self, payloads: Sequence[NDArray[np.uint8]], length: int) -> NDArray[np.uint64]:
+        """The sum of all sites' words modulo 2^64; raises for anything but whole numbers."""
+        ...
+
+
+def is_payload(values: object, vector: VectorParams) -> bool:
+    """Whether ``values`` can be ``vector`` as it travels: masked words, or the bytes of its cipher."""
+    if not vector.cipher:
+        return is_words(values, vector)
+    if type(values) is not np.ndarray or not values.flags.c_contiguous or values.ndim != 1:
+        return False
+    fewest, most = vector.sizes
+    return bool(values.dtype == np.uint8) and fewest <= values.size <= most
 
 
 def is_words(words: object, vector: VectorParams) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fairflare.secagg import shamir
 from fairflare.secagg.identity import Trust
 from fairflare.secagg.masking import add_masks
-from fairflare.secagg.params import Mode, Params, is_words, threshold
+from fairflare.secagg.params import Mode, Params, is_payload, threshold
 from fairflare.secagg.schedule import (
     agree,
     dealers_digest,
@@ -29,7 +29,7 @@ from fairflare.secagg.schedule import (
     share_commitment,
     view_digest,
 )
-from fairflare.secagg.state import Offer, ServerStep, Words
+from fairflare.secagg.state import Offer, Sent, ServerStep, Words
 from fairflare.secagg.transcript import (
     Dealt,
     Join,
@@ -189,7 +189,7 @@ class ServerSession:
         """V that uploads of a step must have; empty before :meth:`expect`."""
         return self._step(number).view
 
-    def verify_upload(self, site: str, number: int, message: bytes, words: Words) -> None:
+    def verify_upload(self, site: str, number: int, message: bytes, words: Sent) -> None:
         """Raise unless this upload can be added: right form, signed, under this view, once. Changes nothing."""
         one, index = self._step(number), self._index(site)
         signed = Signed.parse(message)
@@ -205,20 +205,20 @@ class ServerSession:
                 "the model and totals of this task",
                 "check that messages reach the site unchanged (no quantising filters)",
             )
-        if not is_words(words, one.vector) or upload.length != one.vector.length:
+        if not is_payload(words, one.vector) or upload.length != one.vector.length:
             refuse("SHAPE", f"words of {site} that are no '{one.vector.label}'", "the plan's length and word size")
         closed = one.vector.mode == "closed"
         if upload.payload != (hashlib.sha256(words.tobytes()).digest() if closed else b""):
             refuse("PAYLOAD", f"another vector than {site} signed", "the one that it signed")
 
-    def upload(self, site: str, number: int, message: bytes, words: Words) -> None:
+    def upload(self, site: str, number: int, message: bytes, words: Sent) -> None:
         """Verify an upload and add it. Open steps keep one accumulator, closed ones every site's few words."""
         self.verify_upload(site, number, message, words)
         one, index = self._step(number), self._index(site)
         if one.vector.mode == "closed":
             one.payloads[index] = words
         elif one.total is None:
-            one.total = words.copy()
+            one.total = cast("Words", words).copy()
         else:
             one.total += words
         one.uploads[index] = Signed.parse(message)
@@ -230,7 +230,7 @@ class ServerSession:
         one = self._step(number)
         return len(one.uploads) == len(self._names)
 
-    def opening(self, number: int) -> tuple[bytes, list[Words]]:
+    def opening(self, number: int) -> tuple[bytes, list[Sent]]:
         """What sites need to add a closed step up themselves: signed uploads and their words, in order."""
         one = self._step(number, "closed")
         order = sorted(one.uploads)
@@ -239,6 +239,8 @@ class ServerSession:
     def opened(self, number: int) -> Words:
         """The sum of a closed step; raises ``FF-SECAGG-QUORUM`` unless all sites of the session are in it."""
         one = self._step(number, "closed")
+        if one.vector.cipher:
+            refuse("CIPHER", f"'{one.vector.label}' to be opened at the server", "sites, which have its key")
         if not self.is_whole(number):
             refuse(
                 "QUORUM", f"{len(one.uploads)} of {len(self._names)} sites in '{one.vector.label}'",

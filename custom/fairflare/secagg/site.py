@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fairflare.secagg.dealing import DealingSite
 from fairflare.secagg.masking import add_masks
-from fairflare.secagg.params import VectorParams, is_words, threshold
+from fairflare.secagg.params import Opener, VectorParams, is_payload, is_words, threshold
 from fairflare.secagg.schedule import (
     agree,
     dealers_digest,
@@ -25,7 +25,7 @@ from fairflare.secagg.schedule import (
     self_key,
     view_digest,
 )
-from fairflare.secagg.state import Offer, SiteStep, StepPhase, Words, sha256
+from fairflare.secagg.state import Offer, Sent, SiteStep, StepPhase, Words, sha256
 from fairflare.secagg.transcript import (
     Keys,
     Signed,
@@ -129,6 +129,8 @@ class SiteSession(DealingSite):
     def upload(self, vectors: Sequence[tuple[int, Words]], inputs: bytes, query: str) -> list[Signed]:
         """Mask each (step number, words) in place and sign UP for it; all of one task are committed together.
 
+        What is sent is then to be had from :meth:`sent`.
+
         Parameters
         ----------
         vectors
@@ -144,6 +146,7 @@ class SiteSession(DealingSite):
         for number, words in vectors:
             view = self.view(number, inputs, query)
             one = self._steps[number]
+            self._opener_of(one.vector)
             if not is_words(words, one.vector) or not words.flags.writeable or any(one is other for other in steps):
                 refuse("SHAPE", f"words that are no '{one.vector.label}'", "the plan's length and word size")
             steps.append(one)
@@ -153,13 +156,30 @@ class SiteSession(DealingSite):
         for one, view, (_, words) in zip(steps, views, vectors, strict=True):
             self._mask(one, view, words)
             closed = one.vector.mode == "closed"
-            payload = sha256(words.tobytes()) if closed else b""
+            opener = self._opener_of(one.vector)
+            one.sent = words if opener is None else opener.encrypt(words.astype(np.uint64, copy=False))
+            payload = sha256(one.sent.tobytes()) if closed else b""
             one.view, one.phase = view, "uploaded"
             one.upload = self._signed(Upload(view, self.index, one.vector.length, payload).encoded())
             if closed:  # nothing is left to reveal
                 one.mask = one.self_mask = None
             result.append(one.upload)
         return result
+
+    def sent(self, number: int) -> Sent:
+        """What an uploaded step's vector travels as: masked words, encrypted where the plan says so."""
+        one = self._known(number)
+        if one.sent is None:
+            refuse("STATE", "what was sent in a step without an upload", "the upload first")
+        return one.sent
+
+    def _opener_of(self, vector: VectorParams) -> Opener | None:
+        """The cipher of a vector that has one; ``FF-SECAGG-CIPHER`` for another one than the parameters name."""
+        if not vector.cipher:
+            return None
+        if self._opener is None or self._opener.fingerprint != vector.cipher:
+            refuse("CIPHER", f"'{vector.label}' without its cipher", "the cipher that this site's JOIN named")
+        return self._opener
 
     def _mask(self, one: SiteStep, view: bytes, words: Words) -> None:
         if one.mask is None or one.self_mask is None:
@@ -178,7 +198,7 @@ class SiteSession(DealingSite):
             plus.append(self_key(one.self_mask, view, self.index))
         add_masks(words, plus, minus)
 
-    def opening(self, number: int, uploads: bytes, payloads: Sequence[Words]) -> Words:
+    def opening(self, number: int, uploads: bytes, payloads: Sequence[Sent]) -> Words:
         """The sum of a closed step, added up by this site itself from everybody's signed upload (rule 11)."""
         one = self._steps.get(number)
         if one is None or one.phase != "uploaded" or one.vector.mode != "closed":
@@ -187,13 +207,17 @@ class SiteSession(DealingSite):
         self._verify_uploads(one, signed, payloads)
         if [Upload.parse(item.message).index for item in signed] != list(one.members):
             refuse("QUORUM", "an opening without all sites", "every site of the session")
-        total = np.zeros(one.vector.length, dtype=payloads[0].dtype)
-        for words in payloads:
-            total += words
+        opener = self._opener_of(one.vector)
+        if opener is not None:
+            total = opener.total([item.astype(np.uint8, copy=False) for item in payloads], one.vector.length)
+        else:
+            total = np.zeros(one.vector.length, dtype=payloads[0].dtype)
+            for words in payloads:
+                total += words
         one.erase()
         return total
 
-    def _verify_uploads(self, one: SiteStep, signed: Sequence[Signed], payloads: Sequence[Words] | None) -> None:
+    def _verify_uploads(self, one: SiteStep, signed: Sequence[Signed], payloads: Sequence[Sent] | None) -> None:
         if payloads is not None and len(payloads) != len(signed):
             refuse("OPENING", "signatures without vectors, or vectors without signatures", "one of each for each site")
         last = 0
@@ -204,7 +228,7 @@ class SiteSession(DealingSite):
                 refuse("VIEW", f"an upload of {self._name(upload.index)} under another view", "the view of this site")
             if payloads is not None:
                 words = payloads[place]
-                if not is_words(words, one.vector) or sha256(words.tobytes()) != upload.payload:
+                if not is_payload(words, one.vector) or sha256(words.tobytes()) != upload.payload:
                     refuse("OPENING", f"another vector than {self._name(upload.index)} signed", "the one it signed")
             last = upload.index
         if one.upload is None or one.upload not in signed:

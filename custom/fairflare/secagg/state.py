@@ -15,6 +15,8 @@ from fairflare.secagg.params import VectorParams
 from fairflare.secagg.transcript import Dealt, Keys, Shares, Signed, Step, Unmask
 
 Words = NDArray[np.uint32] | NDArray[np.uint64]
+#: A vector as it travels: masked words, or what a cipher makes of them.
+Sent = Words | NDArray[np.uint8]
 Random = Callable[[int], bytes]
 StepPhase = Literal["started", "keyed", "dealt", "uploaded", "signed", "over"]
 
@@ -56,6 +58,7 @@ class SiteStep:
     dealers: bytes = b""
     view: bytes = b""
     upload: Signed | None = None
+    sent: Sent | None = None
     confirm: bytes = b""
     survivors: tuple[int, ...] = ()
 
@@ -81,7 +84,7 @@ class ServerStep:
     dealers_digest: bytes = b""
     view: bytes = b""
     uploads: dict[int, Signed] = field(default_factory=dict)
-    payloads: dict[int, Words] = field(default_factory=dict)
+    payloads: dict[int, Sent] = field(default_factory=dict)
     total: Words | None = None
     survivors: tuple[int, ...] = ()
     confirm: bytes = b""

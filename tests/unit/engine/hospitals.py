@@ -151,6 +151,12 @@ def masked(plan: Plan, **changes: Any) -> Plan:
     return parse_plan(json.dumps({**data, "protection": {**presets.MASKED, "masking": masking}}))
 
 
+def encrypted(plan: Plan) -> Plan:
+    """The same masked plan with encrypted statistics."""
+    data = json.loads(schema.pretty(plan))
+    return parse_plan(json.dumps({**data, "protection": {**data["protection"], "statistics": "ckks"}}))
+
+
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-3, "state": "keep"}
 PLAIN_SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "state": "keep"}
 ADAMW = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fairflare import presets
-from fairflare.engine.local import answer, local_masks, run_local, software
+from fairflare.engine.local import answer, local_masks, local_record, run_local, software
 from fairflare.engine.masked_coordinator import MaskedCoordinator
 from fairflare.engine.messages import TRAINING_SUMS, Message
 from fairflare.engine.roles import coordinator_of
@@ -42,7 +42,7 @@ def drive(the_plan, folder, fails=lambda site, message: False, loaders=None, ses
         name: Site(name, the_plan, load, folder / "sites" / name, None, local_masks(the_plan, name))
         for name, load in loaders.items()
     }
-    coordinator = coordinator_of(the_plan, folder, Start(session, "local", software()))
+    coordinator = coordinator_of(the_plan, folder, Start(session, "local", software(), cipher=local_record(the_plan)))
     for phase in coordinator.phases(sorted(sites)):
         for name in phase.targets:
             if fails(name, phase.message):

@@ -15,6 +15,8 @@ from fairflare.audit.rules.violations import check_plan
 LEAST_CELL: Final = 11
 #: Fewest sites of a sum: of two, each knows the other's part.
 LEAST_SITES: Final = 3
+#: Protections by which a server sees sums at most.
+MASKED: Final = ("masked", "ckks")
 ROSTER: Final = "local/roster.json"
 
 
@@ -33,14 +35,14 @@ def _check_masks(evidence: Evidence) -> Iterator[Outcome]:
         yield Doubt(PLAN, "there is no plan that can be read")
         return
     for field in ("update", "statistics"):
-        if getattr(plan.protection, field) != "masked":
+        if getattr(plan.protection, field) not in MASKED:
             yield Defect(f"{PLAN}:protection.{field}", shown(getattr(plan.protection, field)), "'masked'")
 
 
 def _check_policy_masks(evidence: Evidence) -> Iterator[Outcome]:
     policy = evidence.site_policy
     for field in ("update", "statistics"):
-        if getattr(policy.protection, field) != "masked":
+        if getattr(policy.protection, field) not in MASKED:
             yield Defect(
                 f"{evidence.policy_file}:protection.{field}", shown(getattr(policy.protection, field)), "'masked'"
             )
