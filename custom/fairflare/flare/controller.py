@@ -31,7 +31,7 @@ from fairflare.errors import FairFlareError
 from fairflare.flare import wire
 from fairflare.flare.aggregator import SITE, FlexFairAggregator
 from fairflare.flare.executor import PLAN
-from fairflare.flare.identities import server_trust
+from fairflare.flare.identities import server_cipher, server_trust
 from fairflare.flare.names import RESUME
 from fairflare.flare.vetoes import read_without
 from fairflare.models.vector import Vector
@@ -84,8 +84,9 @@ class FairFlareController(Controller):  # type: ignore[misc]
             own = Path(workspace.get_site_config_dir())
             earlier, best = _earlier(own / RESUME)
             software = {**local.software(), "nvflare": nvflare.__version__}
-            trust = server_trust(Path(workspace.get_startup_kit_dir()))
-            start = Start(secrets.token_hex(16), "flare", software, earlier, best, own / WEIGHTS, trust)
+            startup = Path(workspace.get_startup_kit_dir())
+            trust, cipher = server_trust(startup), server_cipher(plan, startup, own)
+            start = Start(secrets.token_hex(16), "flare", software, earlier, best, own / WEIGHTS, trust, cipher)
             self._coordinator = coordinator_of(plan, Path(workspace.get_run_dir(job)) / "fairflare", start)
         except FairFlareError as problem:
             self.system_panic(str(problem), fl_ctx)

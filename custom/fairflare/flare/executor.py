@@ -91,7 +91,7 @@ class FairFlareExecutor(Executor):  # type: ignore[misc]
         name = fl_ctx.get_identity_name()
         entry = catalog.entry(name, plan.task.data_set)
         weights = own / WEIGHTS
-        masks = site_masks(plan, permission.policy, name, places.startup, places.workspace)
+        masks = site_masks(plan, permission.policy, name, places.startup, own, places.workspace)
         self._site = site_of(name, plan, lambda: load_apart(plan, entry, weights), _folder(fl_ctx), weights, masks)
         return self._site
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fairflare.engine.masked_site import Masks
 from fairflare.errors import PolicyError, SecaggError
+from fairflare.he.ckks import SiteCipher, verify_server
+from fairflare.he.context import read_client, read_server
+from fairflare.he.parameters import Record
 from fairflare.plan import Plan
 from fairflare.policy import SitePolicy
 from fairflare.policy.revoked import NOBODY, read_revoked
@@ -31,7 +34,17 @@ def is_site_kit(startup: Path) -> bool:
     return _is_kit(startup, _SITE_FILES)
 
 
-def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspace: Path) -> Masks | None:
+def server_cipher(plan: Plan, startup: Path, local: Path) -> Record | None:
+    """What a server knows of its sites' cipher, or ``None`` for a plan that needs none; raises :class:`HeError`.
+
+    The context is loaded to prove the record and to refuse a secret key; the server has no other use for it.
+    """
+    if not plan.protection.encrypted:
+        return None
+    return verify_server(read_server(startup, local, simulated=not _is_kit(startup, _SERVER_FILES)))
+
+
+def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, local: Path, workspace: Path) -> Masks | None:
     """What a site needs for masks, or ``None`` for a plan without.
 
     Raises
@@ -42,16 +55,20 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspa
         For an incomplete kit, a broken certificate, or a memory that cannot be used.
     KitError
         ``FF-KIT-REVOCATION``: a list of revoked certificates that is not the root's.
+    HeError
+        For a plan with encrypted statistics: without a context, or with one that others can read or is not safe.
     """
     if not plan.protection.masked:
         return None
+    opener = SiteCipher(read_client(startup, local)) if plan.protection.encrypted else None
     identity, root = _identity(policy, name, startup)
     simulated = name if identity.kind == DEVELOPMENT else None
     file = policy.memory_file(simulated, plan.task.data_set, workspace)
     memory = RevealMemory(file, reveals_anchor(startup.parent, plan.task.data_set) if identity.kind == KIT else None)
     peers = {} if policy.peers is None else {**policy.peers, name: identity.spki.hex()}
     revoked = NOBODY if root is None else read_revoked(startup.parent, root)
-    return Masks(identity, Trust(identity.kind, root, peers, revoked.serials), memory, policy.cohort_changes)
+    trust = Trust(identity.kind, root, peers, revoked.serials)
+    return Masks(identity, trust, memory, policy.cohort_changes, opener)
 
 
 def _identity(policy: SitePolicy, name: str, startup: Path) -> tuple[Identity, bytes | None]:
@@ -80,4 +97,4 @@ def _is_kit(startup: Path, files: tuple[str, ...]) -> bool:
     return bool(there)
 
 
-__all__ = ["is_site_kit", "server_trust", "site_masks"]
+__all__ = ["is_site_kit", "server_cipher", "server_trust", "site_masks"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.lighter.utils import sign_folders
 
+from fairflare import schema
+from fairflare.errors import HeError
 from fairflare.flare.harden import harden_kit
 from fairflare.flare.provision_files import Role, Settings, close_to_others
+from fairflare.he.ckks import SiteCipher, record_from, verify_server
+from fairflare.he.context import Files
+from fairflare.he.parameters import CLIENT_CONTEXT, RECORD_NAME, SERVER_CONTEXT
 from fairflare.policy.catalog import is_site_name
 from fairflare.secagg.identity import key_hash
 
@@ -34,8 +40,8 @@ class HardeningBuilder(Builder):  # type: ignore[misc]
     Raises
     ------
     ValueError
-        For a parameter that makes no sense, and for a project with parties that this builder cannot harden; FLARE
-        prints the text and makes no kits.
+        For a parameter that makes no sense, for a project with parties that this builder cannot harden, and for
+        contexts of ``HEBuilder`` below 128-bit security; FLARE prints the text and makes no kits.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class HardeningBuilder(Builder):  # type: ignore[misc]
         sites = {client.name: _key(client, ctx) for client in project.get_clients()}
         parties: list[tuple[Participant, Role]] = [(project.get_server(), "server")]
         parties += [(client, "site") for client in project.get_clients()]
+        _record_contexts([Path(ctx.get_kit_dir(party)) for party, _ in parties])
         parties += [(admin, "person") for admin in project.get_admins()]
         for party, role in parties:
             kit = Path(ctx.get_ws_dir(party))
@@ -68,6 +75,26 @@ class HardeningBuilder(Builder):  # type: ignore[misc]
         # Whoever may write into a folder may put another kit, or another root, in the place of one that is closed.
         for folder in (Path(ctx.get_wip_dir()), Path(ctx.get_workspace())):
             folder.chmod(folder.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _record_contexts(startups: Sequence[Path]) -> None:
+    """Write the record of its parameters beside every context of ``HEBuilder``, once each context proves it.
+
+    The files' modes are set with those of the whole kit: FLARE leaves the hospitals' secret key readable by everybody.
+    """
+    clients = [file for one in startups if (file := one / CLIENT_CONTEXT).is_file()]
+    if not clients:
+        return
+    try:
+        record = record_from(clients[0].read_bytes())
+        for file in clients:
+            SiteCipher(Files(file.read_bytes(), record))
+        for one in startups:
+            if (one / SERVER_CONTEXT).is_file():
+                verify_server(Files((one / SERVER_CONTEXT).read_bytes(), record))
+            (one / RECORD_NAME).write_text(schema.pretty(record), encoding="utf-8")
+    except HeError as problem:  # FLARE prints the text of this one
+        raise ValueError(str(problem)) from None
 
 
 def _verify_parties(project: Project) -> None:

@@ -26,8 +26,12 @@ from pathlib import Path
 from types import FrameType
 
 from fairflare import schema
-from fairflare.errors import RunError
+from fairflare.errors import PlanError, RunError
 from fairflare.flare.names import ALLOWED, RESUME, WEIGHTS
+from fairflare.he.ckks import make_contexts
+from fairflare.he.context import write_contexts
+from fairflare.he.parameters import parameters_for
+from fairflare.plan import read_plan
 from fairflare.policy import CATALOG_NAME, DataCatalog, SitePolicy, open_policy, write_policy
 from fairflare.record import FILE_NAME, PROGRESS_NAME, session_number
 
@@ -104,6 +108,7 @@ class Simulation:
         (local / CATALOG_NAME).write_text(schema.pretty(catalog), encoding="utf-8")
         # Outside the workspace, which FLARE erases: what a site revealed must outlive the session that revealed it.
         write_policy(local, policy or open_policy(folder.resolve() / STORE))
+        _write_contexts(self.job, local, len(self.sites))
         for file in weights:
             (local / WEIGHTS).mkdir(exist_ok=True)
             shutil.copyfile(file, local / WEIGHTS / file.name)
@@ -166,6 +171,17 @@ class Simulation:
             if ended is not None and now - ended > grace:
                 return
             time.sleep(interval)
+
+
+def _write_contexts(job: Path, local: Path, sites: int) -> None:
+    """For a plan with encrypted statistics: a key of this session, in the folder that server and sites share here."""
+    try:
+        encrypted = read_plan(job).protection.encrypted
+    except (PlanError, OSError):  # server and sites will say why
+        return
+    if encrypted:
+        contexts = make_contexts(parameters_for(sites))
+        write_contexts(local, contexts.record, client=contexts.client, server=contexts.server)
 
 
 def latest_record_folder(folder: Path) -> Path:

@@ -54,6 +54,27 @@ def make_contexts(parameters: Parameters = SMALL) -> Contexts:
     return Contexts(client, context.serialize(save_secret_key=False, **without), record_of(parameters, client))
 
 
+def record_from(client: bytes) -> Record:
+    """The record of a hospitals' context that somebody else made, such as FLARE's builder; raises ``FF-HE-*``.
+
+    What it says is what SEAL reads in the context; 128-bit security is asked for here already.
+    """
+    form = parse_context(client)
+    degree, primes = _primes(form.parameters)
+    bits = tuple(prime.bit_length() for prime in primes)
+    _verify_security(degree, sum(bits))
+    scale = int(form.scale).bit_length() - 1
+    try:
+        parameters = Parameters.model_validate(
+            {"poly_modulus_degree": degree, "coeff_mod_bit_sizes": bits, "scale_bits": scale}
+        )
+    except ValueError:
+        _refuse_context("a context of parameters that are of no use here")
+    record = record_of(parameters, client)
+    SiteCipher(Files(client, record))
+    return record
+
+
 def verify_server(files: Files) -> Record:
     """The server's record, once its context proves it; raises ``FF-HE-SECRET`` for a secret key, else ``FF-HE-*``."""
     if _proved(files).is_private():
@@ -208,13 +229,7 @@ def _proved(files: Files) -> Any:
         _refuse_context("a context of another scale, or with a public key")
     degree, primes = _primes(form.parameters)
     bits = [prime.bit_length() for prime in primes]
-    if sum(bits) > MOST_BITS.get(degree, 0):
-        raise HeError(
-            "FF-HE-SECURITY",
-            got=f"a context of degree {degree} with {sum(bits)} bits of coefficient modulus",
-            expected="128-bit security: " + ", ".join(f"{most} bits at {one}" for one, most in MOST_BITS.items()),
-            next_step="make new contexts with a larger degree or fewer bits (fairflare he make)",
-        )
+    _verify_security(degree, sum(bits))
     if (degree, tuple(bits)) != (parameters.poly_modulus_degree, parameters.coeff_mod_bit_sizes):
         _refuse_context("a context of other parameters")
     if math.prod(primes[:-1]) < parameters.least_modulus:
@@ -223,6 +238,16 @@ def _proved(files: Files) -> Any:
         return ts.context_from(files.context, n_threads=1)
     except Exception:  # SEAL raises what it likes
         _refuse_context("a context that TenSEAL cannot load")
+
+
+def _verify_security(degree: int, bits: int) -> None:
+    if bits > MOST_BITS.get(degree, 0):
+        raise HeError(
+            "FF-HE-SECURITY",
+            got=f"a context of degree {degree} with {bits} bits of coefficient modulus",
+            expected="128-bit security: " + ", ".join(f"{most} bits at {one}" for one, most in MOST_BITS.items()),
+            next_step="make new contexts with a larger degree or fewer bits (fairflare he make)",
+        )
 
 
 def _primes(parameters: bytes) -> tuple[int, list[int]]:

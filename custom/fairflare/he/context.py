@@ -8,12 +8,14 @@ it, and by an auditor who has no TenSEAL at all. What the parameters are is aske
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
 
+from fairflare import schema
 from fairflare.errors import HeError
 from fairflare.he.parameters import CLIENT_CONTEXT, RECORD_NAME, SERVER_CONTEXT, Record, read_record
 
@@ -103,7 +105,7 @@ def holds_secret(data: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Files:
-    """A context and its record, as read from a folder."""
+    """A context and its record, as they lie beside each other."""
 
     context: bytes = field(repr=False)
     record: Record
@@ -156,6 +158,20 @@ def read_server(*folders: Path, simulated: bool) -> Files:
     if own or holds_secret(data):
         refuse_secret()
     return Files(data, _record(folder))
+
+
+def write_private(file: Path, data: bytes) -> None:
+    """Write a new file that its owner alone can read; ``FileExistsError`` if there is one."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(data)
+
+
+def write_contexts(folder: Path, record: Record, *, client: bytes | None = None, server: bytes | None = None) -> None:
+    """Write contexts and their record as :func:`read_client` and :func:`read_server` read them."""
+    for name, data in ((CLIENT_CONTEXT, client), (SERVER_CONTEXT, server)):
+        if data is not None:
+            write_private(folder / name, data)
+    write_private(folder / RECORD_NAME, schema.pretty(record).encode("utf-8"))
 
 
 def refuse_secret() -> NoReturn:
