@@ -17,6 +17,7 @@ from fairflare.cli import (
     demo,
     evaluate,
     feasibility,
+    he,
     jobs,
     kit,
     plan,
@@ -46,6 +47,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(run.app, name="run")
 app.add_typer(secagg.app, name="secagg")
+app.add_typer(he.app, name="he")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
 app.add_typer(kit.app, name="kit")

@@ -37,7 +37,7 @@ from fairflare.errors import FairFlareError, PolicyError
 from fairflare.plan import Plan
 from fairflare.policy.site import Hash, SitePolicy, read_policy, utc_today
 from fairflare.schema import StrictModel
-from fairflare.secagg.identity import kit_identity
+from fairflare.secagg.identity import Identity, kit_identity
 
 APPROVAL_FORMAT = "fairflare/approval/1"
 FOLDER = "approvals"
@@ -131,7 +131,7 @@ def sign_approval(
     SecaggError
         ``FF-SECAGG-CERTIFICATE``: the key does not belong to the certificate.
     """
-    local, startup, today = kit / "local", kit / "startup", today or utc_today()
+    local, today = kit / "local", today or utc_today()
     if not by.strip() or len(by) > 200 or not by.isprintable() or (expires is not None and expires < today):
         raise PolicyError(
             "FF-POLICY-APPROVAL",
@@ -139,8 +139,7 @@ def sign_approval(
             expected="the name of the person who approves, in one line, and a last day from today on, or none",
             next_step="correct --by or --expires",
         )
-    certificate, key = _kit_file(startup / "client.crt"), _private(startup / "client.key")
-    identity = kit_identity(site_name(certificate) or "", certificate, key)
+    identity = own_identity(kit)
     approval = Approval(
         format="fairflare/approval/1", plan_sha256=plan.sha256, plan_name=plan.name, site=identity.name,
         approved_by=by.strip(), approved_on=today.isoformat(), expires=None if expires is None else expires.isoformat(),
@@ -153,6 +152,12 @@ def sign_approval(
     unfinished.write_text(schema.pretty(approval.model_copy(update={"signature": signature})), encoding="utf-8")
     os.replace(unfinished, path)
     return path
+
+
+def own_identity(kit: Path) -> Identity:
+    """Who this kit's hospital is; raises ``FF-POLICY-KEY`` for a private key that others can read."""
+    certificate, key = _kit_file(kit / "startup" / "client.crt"), _private(kit / "startup" / "client.key")
+    return kit_identity(site_name(certificate) or "", certificate, key)
 
 
 def site_name(certificate: bytes) -> str | None:

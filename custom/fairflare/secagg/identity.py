@@ -83,6 +83,15 @@ class Identity:
         """RSA-PSS-SHA256 signature of ``message``, salt of 32 bytes."""
         return self._key.sign(message, _padding(), hashes.SHA256())
 
+    def unwrap(self, wrapped: bytes, purpose: bytes) -> bytes:
+        """What :func:`wrap` was given for this site and ``purpose``; raises :class:`ValueError` for anything else."""
+        return self._key.decrypt(wrapped, _oaep(purpose))
+
+
+def wrap(certificate: bytes, secret: bytes, purpose: bytes) -> bytes:
+    """Encrypt a short secret to the key of a certificate (DER) that was verified before: RSA-OAEP-SHA256."""
+    return _rsa_key("a receiver", x509.load_der_x509_certificate(certificate)).encrypt(secret, _oaep(purpose))
+
 
 def key_hash(certificate_pem: bytes) -> str:
     """SHA-256 (hex) of a certificate's public key: what other sites pin. Raises ``FF-SECAGG-CERTIFICATE``."""
@@ -345,6 +354,10 @@ def _spki(key: rsa.RSAPublicKey) -> bytes:
 
 def _padding() -> padding.PSS:
     return padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.DIGEST_LENGTH)
+
+
+def _oaep(purpose: bytes) -> padding.OAEP:
+    return padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=purpose)
 
 
 def _called(name: str) -> str:
