@@ -16,7 +16,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study lock clean
+.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study wheel lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ real: setup  ## the study on public medical images in FAIRFLARE_DATA
 study: setup  ## every method on heart disease, five seeds, masked: UCI data in FAIRFLARE_DATA, in minutes
 	$(BIN)/fairflare data import uci_heart --from $(FAIRFLARE_DATA)/uci_heart --to runs/study_data --overwrite
 	$(BIN)/fairflare study poc/heart_study.json --to runs/heart_study
+
+wheel: setup  ## build dist/fairflare-*.whl: the same bytes from the same sources, wherever it is built
+	$(BIN)/python -m provision.deploy.wheel --to dist
 
 # The packages that torch brings for CUDA exist for Linux on x86_64 only in these versions, hence their markers.
 # pip itself is left out: an installer that replaces itself half-way helps nobody.
