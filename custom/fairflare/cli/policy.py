@@ -26,6 +26,7 @@ from fairflare.policy import (
     strict_policy,
     write_policy,
 )
+from fairflare.policy.package import installed_digest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +62,7 @@ def new(
         Template,
         typer.Option(
             help="open: public data, simulations. standard: masks, start-up kits, small cells held back. strict: also "
-            "pinned keys (--kit), signed approvals, named data sets, four hospitals, one year."
+            "pinned keys (--kit) and package, signed approvals, named data sets, four hospitals, one year."
         ),
     ] = Template.standard,
     kit: Annotated[
@@ -99,6 +100,10 @@ def new(
     made = _made(template, store.absolute(), _peers(kit), lists)
     to.mkdir(parents=True, exist_ok=True)
     typer.echo(f"wrote {write_policy(to, made)}")
+    if made.package is not None:
+        typer.echo("next step: compare 'package' with the wheel that all hospitals agreed on")
+    elif template is Template.standard:
+        typer.echo("advice: write what 'fairflare policy package' prints into 'package'; as it is, any version may run")
     if kit is not None:
         typer.echo("next step: compare each key under 'peers' with its hospital by telephone")
     for field in lists:
@@ -125,7 +130,9 @@ def _made(
                 expected="a start-up kit with local/roster.json: under this template keys are pinned",
                 next_step="add --kit; then compare the keys by telephone",
             )
-        made = strict_policy(store).model_copy(update={field: tuple(names or ()) for field, names in lists.items()})
+        made = strict_policy(store, package=installed_digest()).model_copy(
+            update={field: tuple(names or ()) for field, names in lists.items()}
+        )
     elif any(lists.values()):
         raise PolicyError(
             "FF-POLICY-TEMPLATE",
@@ -153,6 +160,26 @@ def key(
 
 
 @app.command()
+def package(
+    wheel: Annotated[
+        Path | None,
+        typer.Option(help="A wheel, as it would be once it is installed; by default what is.", show_default=False),
+    ] = None,
+) -> None:
+    """Print the digest of the installed package, or of a wheel.
+
+    It is what a policy names as 'package'. Compare it with the other hospitals', by telephone. The package says it of
+    itself: whoever may change its files can make it say anything. How to compute it from outside is told in
+    provision/deploy/README.md.
+    """
+    from fairflare.policy.package import is_editable, wheel_digest
+
+    if wheel is None and is_editable():
+        typer.echo("note: this is a tree of sources; its digest changes with every edit", err=True)
+    typer.echo(installed_digest() if wheel is None else wheel_digest(wheel))
+
+
+@app.command()
 def check(
     policy: PolicyFile,
     plan: PlanFile,
@@ -175,6 +202,7 @@ def check(
         typer.echo(str(one))
     if found:
         steps = {
+            "package": "install the wheel whose hash the policy names, or write the new one into it",
             "plans": "approve the plan (its hash under 'plans', or 'fairflare policy approve')",
             "expires": "look the policy through, and give it a new day in 'expires'",
         }

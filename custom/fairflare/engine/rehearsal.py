@@ -145,11 +145,8 @@ def _masks(question: Question, policy: SitePolicy) -> Iterator[Found]:
 
 
 def _found(one: Violation) -> Found:
-    if one.field == "expires":
-        step = "look the policy through, and give it a new day in 'expires'"
-        return Found("error", "FF-POLICY-EXPIRED", str(one), step)
-    step = "ask for another plan, or, if the site agrees, change the policy"
-    return Found("error", "FF-POLICY-REFUSED", str(one), step)
+    own = {"FF-POLICY-REFUSED": "ask for another plan, or, if the site agrees, change the policy"}
+    return Found("error", one.code, str(one), own.get(one.code, one.next_step))
 
 
 def _plan_facts(plan: Plan, summary: tuple[str, ...]) -> PlanFacts:

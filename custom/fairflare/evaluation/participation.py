@@ -32,6 +32,7 @@ MEANINGS = {
     "FF-SECAGG-REUSED": "it had answered this before, and answers once",
     "FF-SECAGG-TOTALS": "it did not have the group sums that were to act",
     "FF-POLICY-REFUSED": "the site's policy does not allow the plan",
+    "FF-POLICY-PACKAGE": "the site runs another package than its policy names",
     "FF-POLICY-EXPIRED": "the site's policy has expired",
     "FF-POLICY-CHANGED": "the site's policy became tighter during the job",
     "FF-GATE-PARENT": "the site was stopped during the job",

@@ -13,7 +13,7 @@ from fairflare.policy.templates import open_policy, standard_policy, strict_poli
 Relation = Literal["same", "stricter", "weaker", "different"]
 
 #: What an owner fills in: a template says only whether it must be there.
-_FILLED: Final = ("peers", "data_sets", "attributes", "features", "plans", "expires")
+_FILLED: Final = ("package", "peers", "data_sets", "attributes", "features", "plans", "expires")
 #: Says nothing about terms.
 _ASIDE: Final = ("format", "store")
 
@@ -31,7 +31,7 @@ def to_template(policy: SitePolicy) -> tuple[str, dict[str, Relation]]:
     """The nearest template's name, and how the fields stand to it; of two as near, the stricter one."""
     store = Path(policy.store)
     templates = {
-        "strict": strict_policy(store, peers={"site": "0" * 64}),
+        "strict": strict_policy(store, package="0" * 64, peers={"site": "0" * 64}),
         "standard": standard_policy(store),
         "open": open_policy(store),
     }
@@ -74,6 +74,10 @@ def _among(a: Collection[str] | None, b: Collection[str] | None) -> bool:
     return b is None or (a is not None and set(a) <= set(b))
 
 
+def _only(a: str | None, b: str | None) -> bool:
+    return b is None or a == b
+
+
 def _pinned(a: Mapping[str, str] | None, b: Mapping[str, str] | None) -> bool:
     return b is None or (a is not None and set(a.items()) <= set(b.items()))
 
@@ -93,6 +97,7 @@ def _words(*from_weak: str) -> Callable[[str, str], bool]:
 
 _RULES: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "identities": _words("development", "kit"),
+    "package": _only,
     "peers": _pinned,
     **dict.fromkeys(("least_sites", "colluders", "weight_unit", "cells_minimum", "cells_sites"), _at_least),
     **dict.fromkeys(

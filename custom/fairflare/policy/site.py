@@ -9,7 +9,6 @@ is what approving a plan by its hash is for.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
@@ -22,11 +21,13 @@ from fairflare import schema
 from fairflare.errors import PolicyError
 from fairflare.plan import Consent, Plan, TableInput
 from fairflare.policy.catalog import SITE, is_site_name
+from fairflare.policy.former import refuse_former
 from fairflare.policy.kinds import Kind, kinds_of
+from fairflare.policy.package import installed_digest
 from fairflare.policy.store import store_folder
 from fairflare.schema import StrictModel, rule
 
-POLICY_FORMAT = "fairflare/policy/2"
+POLICY_FORMAT = "fairflare/policy/3"
 POLICY_NAME = "site_policy.json"
 DECISIONS_NAME = "decisions.jsonl"
 
@@ -46,7 +47,24 @@ _OWN_NAMES: Final = {
     "task.input.features": "columns that this site's policy names",
     "attributes": "attributes that this site's policy names",
 }
-_FORMER: Final = re.compile(r'"format"\s*:\s*"fairflare/policy/1"')
+#: Field of a violation -> code of the refusal; the first that is found counts. Any other field: ``FF-POLICY-REFUSED``.
+_CODES: Final = {"package": "FF-POLICY-PACKAGE", "expires": "FF-POLICY-EXPIRED"}
+_REFUSED: Final = "FF-POLICY-REFUSED"
+#: Code -> what was expected, and the next step.
+_ADVICE: Final = {
+    "FF-POLICY-PACKAGE": (
+        "the package that this site's policy names",
+        "install that wheel; or, if the new one is meant, write the hash of 'fairflare policy package' into the policy",
+    ),
+    "FF-POLICY-EXPIRED": (
+        "a policy that has not expired",
+        "look the policy through, and give it a new day in 'expires'",
+    ),
+    _REFUSED: (
+        "a plan within this site's policy",
+        "ask the researcher to change the plan, or the site's owner to change the policy",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,16 @@ class Violation:
 
     def __str__(self) -> str:
         return f"{self.field}: got {self.got}, expected {self.expected}"
+
+    @property
+    def code(self) -> str:
+        """The code of a refusal for this alone."""
+        return _CODES.get(self.field, _REFUSED)
+
+    @property
+    def next_step(self) -> str:
+        """What to do about it."""
+        return _ADVICE[self.code][1]
 
 
 class LeastProtection(StrictModel):
@@ -87,6 +115,9 @@ class SitePolicy(StrictModel):
         Absolute path of the folder, outside any FLARE workspace and writable by nobody else, where this site keeps what
         must last: what it has revealed, by data set, and its decisions. Each site of a simulator gets a folder of its
         name in it.
+    package
+        SHA-256 (hex) over the files of the package that may run (``fairflare policy package``); ``null``: any. The
+        package says it of itself, so it holds against accidents, not against whoever may write its files.
     identities
         Who must vouch for the sites' keys: ``kit`` (a start-up kit), or ``development`` (nobody, for simulators).
     peers
@@ -133,8 +164,9 @@ class SitePolicy(StrictModel):
         Last day (UTC, as 2030-12-31) on which anything runs under this policy; ``null``: it does not expire.
     """
 
-    format: Literal["fairflare/policy/2"]
+    format: Literal["fairflare/policy/3"]
     store: str
+    package: Hash | None
     identities: Literal["kit", "development"]
     peers: dict[str, Hash] | None
     least_sites: Annotated[int, Field(ge=1)]
@@ -208,12 +240,23 @@ class SitePolicy(StrictModel):
         approved
             Hashes of the plans with a valid signed approval (``approvals.approved_plans``).
         """
+        yield from self._package()
         if self.is_expired(today):
             yield Violation("expires", (today or utc_today()).isoformat(), f"a day until {self.expires}")
         yield from self._approval(plan, approved)
         yield from self._names(plan)
         yield from self._protection(plan)
         yield from self._bounds(plan)
+
+    def _package(self) -> Iterator[Violation]:
+        if self.package is None:
+            return
+        try:
+            own = installed_digest()
+        except PolicyError as problem:
+            own = problem.got
+        if own != self.package:
+            yield Violation("package", own, "the one that this site's policy names")
 
     def _approval(self, plan: Plan, approved: Collection[str]) -> Iterator[Violation]:
         digest = plan.sha256
@@ -278,18 +321,16 @@ class SitePolicy(StrictModel):
                 yield Violation(field, str(got), f"at most {limit}")
 
     def verify(self, plan: Plan, *, today: date | None = None, approved: Collection[str] = frozenset()) -> None:
-        """Raise ``FF-POLICY-EXPIRED``, or ``FF-POLICY-REFUSED`` with everything that :meth:`check` finds."""
+        """Raise :class:`PolicyError` with everything that :meth:`check` finds.
+
+        ``FF-POLICY-PACKAGE``, else ``FF-POLICY-EXPIRED``, where that is among it; else ``FF-POLICY-REFUSED``.
+        """
         found = list(self.check(plan, today=today, approved=approved))
         if found:
-            expired = any(one.field == "expires" for one in found)
-            raise PolicyError(
-                "FF-POLICY-EXPIRED" if expired else "FF-POLICY-REFUSED",
-                got="; ".join(map(str, found)),
-                expected="a policy that has not expired" if expired else "a plan within this site's policy",
-                next_step="look the policy through, and give it a new day in 'expires'"
-                if expired
-                else "ask the researcher to change the plan, or the site's owner to change the policy",
-            )
+            codes = {one.code for one in found}
+            code = next(one for one in _ADVICE if one in codes)
+            expected, next_step = _ADVICE[code]
+            raise PolicyError(code, got="; ".join(map(str, found)), expected=expected, next_step=next_step)
 
     def memory_file(self, site: str | None, data_set: str, workspace: Path) -> Path:
         """Where the site remembers what it revealed of a data set; ``FF-POLICY-STORE`` if that is no safe place.
@@ -340,23 +381,8 @@ def read_policy(path: Path) -> SitePolicy:
     try:
         return schema.read(SitePolicy, file, error=PolicyError, what="site policy")
     except PolicyError:
-        _refuse_former(file)
+        refuse_former(file, POLICY_FORMAT)
         raise
-
-
-def _refuse_former(file: Path) -> None:
-    try:
-        former = _FORMER.search(file.read_text(encoding="utf-8")) is not None
-    except (OSError, UnicodeDecodeError):
-        return
-    if former:
-        raise PolicyError(
-            "FF-POLICY-FORMAT",
-            got="a policy of the format fairflare/policy/1",
-            expected=f"{POLICY_FORMAT}, which also says what may be learnt, from which data sets, columns and groups, "
-            "what may leave, how plans are approved, and until when",
-            next_step="move it away, write one with 'fairflare policy new', and take over store, peers and numbers",
-        ) from None
 
 
 def write_policy(folder: Path, policy: SitePolicy) -> Path:

@@ -36,6 +36,7 @@ def standard_policy(store: Path) -> SitePolicy:
 def strict_policy(
     store: Path,
     *,
+    package: str | None = None,
     peers: Mapping[str, str] | None = None,
     data_sets: Sequence[str] = (),
     attributes: Sequence[str] = (),
@@ -45,14 +46,16 @@ def strict_policy(
     """A policy under which only a plan with a signed approval runs, with named hospitals, for a year.
 
     Until the owner has named data sets nothing runs. ``fairflare policy new`` makes none without ``peers``: the
-    template's point is that the project's root is not believed alone.
+    template's point is that the project's root is not believed alone. It writes the installed package's digest as
+    ``package``.
     """
     last = (today or utc_today()) + timedelta(days=_STRICT_DAYS)
     return _policy(
         store, **{
-            **_standard(), "peers": None if peers is None else dict(peers), "least_sites": 4, "cells_sites": 4,
-            "data_sets": tuple(data_sets), "attributes": tuple(attributes), "features": tuple(features),
-            "most_score_bins": 200, "most_rounds": 200, "approvals": "signed", "expires": last.isoformat(),
+            **_standard(), "package": package, "peers": None if peers is None else dict(peers), "least_sites": 4,
+            "cells_sites": 4, "data_sets": tuple(data_sets), "attributes": tuple(attributes),
+            "features": tuple(features), "most_score_bins": 200, "most_rounds": 200, "approvals": "signed",
+            "expires": last.isoformat(),
         },
     )  # fmt: skip
 
@@ -68,11 +71,11 @@ def _standard() -> dict[str, Any]:
 def _policy(store: Path, **changes: Any) -> SitePolicy:
     """The open policy, with changes."""
     fields: dict[str, Any] = {
-        "format": POLICY_FORMAT, "store": str(store), "identities": "development", "peers": None, "least_sites": 1,
-        "tasks": None, "data_sets": None, "models": None, "methods": None, "attributes": None, "features": None,
-        "protection": LeastProtection(update="none", statistics="none"), "colluders": 0, "weight_unit": 1,
-        "cells_minimum": 0, "cells_sites": 1, "cohort_changes": 1_000_000, "metrics": None, "most_score_bins": None,
-        "most_rounds": None, "differential_privacy": None, "plans": None, "approvals": "listed",
-        "consents": get_args(Consent), "expires": None,
+        "format": POLICY_FORMAT, "store": str(store), "package": None, "identities": "development", "peers": None,
+        "least_sites": 1, "tasks": None, "data_sets": None, "models": None, "methods": None, "attributes": None,
+        "features": None, "protection": LeastProtection(update="none", statistics="none"), "colluders": 0,
+        "weight_unit": 1, "cells_minimum": 0, "cells_sites": 1, "cohort_changes": 1_000_000, "metrics": None,
+        "most_score_bins": None, "most_rounds": None, "differential_privacy": None, "plans": None,
+        "approvals": "listed", "consents": get_args(Consent), "expires": None,
     }  # fmt: skip
     return SitePolicy.model_validate({**fields, **changes})

@@ -82,6 +82,16 @@ def _store(policy: SitePolicy) -> tuple[str, ...]:
     )
 
 
+def _package(policy: SitePolicy) -> tuple[str, ...]:
+    if policy.package is None:
+        return "any version of the package, changed or not", "nothing", "a wheel that was swapped on its way"
+    return (
+        f"the package whose files have the digest {policy.package}",
+        "every other version, and one of which a file was changed",
+        "the package looks at itself: whoever may write its files can make it say anything",
+    )
+
+
 def _identities(policy: SitePolicy) -> tuple[str, ...]:
     if policy.identities == "kit":
         return "hospitals whose start-up kit the project's root certificate vouches for", "anybody without a kit"
@@ -249,5 +259,6 @@ _SECTIONS: Final[dict[str, dict[str, Callable[[SitePolicy], tuple[str, ...]]]]] 
         ),
         "differential_privacy": _differential_privacy, "consents": _names("consents", "consent that a plan asks for"),
     },
-    "Who approves, and until when": {"plans": _plans, "approvals": _approvals, "expires": _expires, "store": _store},
+    "Who approves, and until when": {"plans": _plans, "approvals": _approvals, "expires": _expires},
+    "With what, and where": {"package": _package, "store": _store},
 }  # fmt: skip

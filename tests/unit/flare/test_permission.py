@@ -17,6 +17,7 @@ from fairflare.errors import DecisionError, FairFlareError, PolicyError
 from fairflare.flare.permission import Asked, Permission, Places, asked
 from fairflare.policy import POLICY_NAME, SitePolicy, open_policy, standard_policy, write_policy
 from fairflare.policy.approvals import FOLDER, sign_approval
+from fairflare.policy.package import installed_digest
 from fairflare.privacy.decisions import Decision, read_decisions
 from tests.unit.policy.support import CELLS, make_kit, plan
 
@@ -78,6 +79,18 @@ def test_a_join_is_decided_once_and_kept(site: Site) -> None:
     assert decision == Decision(
         decision.time, "north", "job", PLAN.sha256, PLAN.name, "lead@example.org", "join", "accepted", None, ()
     )
+
+
+def test_a_package_that_the_policy_does_not_name_joins_nothing(site: Site) -> None:
+    site.write(package="ab" * 32)
+    assert code_of(site.join) == "FF-POLICY-PACKAGE"
+    (decision,) = read_decisions(site.log)
+    assert (decision.depth, decision.verdict, decision.code) == ("join", "refused", "FF-POLICY-PACKAGE")
+    assert decision.reasons[0].startswith(f"package: got {installed_digest()}, expected the one")
+    site.write(package=installed_digest())
+    permission = site.join()
+    site.write(package="ab" * 32)
+    assert code_of(permission.verify) == "FF-POLICY-PACKAGE"  # named while the job ran
 
 
 def test_a_refusal_is_kept_with_its_reasons(site: Site) -> None:

@@ -22,6 +22,7 @@ from fairflare.flare.validator import PlanValidator
 from fairflare.jobs import write_job
 from fairflare.policy import open_policy, write_policy
 from fairflare.policy.approvals import sign_approval
+from fairflare.policy.package import installed_digest
 from fairflare.privacy.decisions import DecisionLog
 from tests.hostile import CASES, WEAKER, archive_of, terms
 from tests.hostile.cases import CANARY
@@ -75,6 +76,21 @@ def test_a_good_job_is_accepted_written_down_and_started_once(hospital: Hospital
     start = {"job_id": number, "job_meta": message.headers["job_meta"], ShareableHeader.RESOURCE_RESERVE_TOKEN: ""}
     assert door.inspect_request("train.start_job", start, {}) is None
     assert "FF-JOB-START" in (door.inspect_request("train.start_job", start, {}) or "")
+
+
+def test_another_package_than_the_policy_names_is_refused_by_name(
+    kits: Path, tmp_path: Path, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = open_policy(tmp_path / "store", identities="kit").model_copy(
+        update={"package": "ab" * 32, "least_sites": 9}
+    )
+    hospital = Hospital(kits, tmp_path, policy, monkeypatch)
+    said = hospital.deploy(deployment(job))
+    assert (
+        f"FF-POLICY-PACKAGE package: got {installed_digest()}, expected the one that this site's policy names" in said
+    )
+    assert "FF-POLICY-REFUSED federation.min_sites: got" in said  # each reason has its own code
+    assert [(one.verdict, one.code) for one in hospital.decisions()] == [("refused", "FF-POLICY-PACKAGE")]
 
 
 @pytest.mark.parametrize("name", [one for one in presets.JOBS if one.startswith("heart")])

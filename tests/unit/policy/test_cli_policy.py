@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from fairflare import schema
 from fairflare.cli import app
 from fairflare.policy import POLICY_NAME, open_policy, read_policy, standard_policy, strict_policy, write_policy
+from fairflare.policy.package import installed_digest
 from fairflare.policy.roster import read_roster
 from fairflare.privacy.decisions import Decision, DecisionLog
 from fairflare.secagg.identity import development_identity
@@ -42,7 +43,8 @@ def wanted(tmp_path: Path) -> Path:
 
 
 def test_the_command_writes_once_and_checks(tmp_path: Path) -> None:
-    assert run("new", "--store", tmp_path / "store", "--to", tmp_path)[0] == 0
+    status, text = run("new", "--store", tmp_path / "store", "--to", tmp_path)
+    assert (status, "as it is, any version may run" in text) == (0, True)
     assert read_policy(tmp_path) == standard_policy(tmp_path / "store")
     assert "FF-POLICY-EXISTS" in run("new", "--store", tmp_path / "store", "--to", tmp_path)[1]
     status, text = run("check", tmp_path, "jobs/heart_flexfair")
@@ -77,7 +79,9 @@ def test_a_strict_policy_needs_a_kit_with_a_roster(tmp_path: Path, kit: Path) ->
     assert "'attributes'" not in text
     made = read_policy(tmp_path / "new")
     lists = {"data_sets": ("heart",), "attributes": ("sex", "age"), "features": ()}
-    assert made == strict_policy(tmp_path / "store", peers=read_roster(kit), **lists)  # type: ignore[arg-type]
+    pinned = strict_policy(tmp_path / "store", package=installed_digest(), peers=read_roster(kit))
+    assert made == pinned.model_copy(update=lists)
+    assert "compare 'package' with the wheel" in text
 
 
 def test_names_are_names(tmp_path: Path, kit: Path) -> None:
@@ -110,6 +114,8 @@ def test_check_says_what_to_do_about_what_it_found(tmp_path: Path, wanted: Path)
     assert "a new day in 'expires'" in run("check", tmp_path, wanted)[1]
     write_policy(tmp_path, open_policy(tmp_path / "store").model_copy(update={"least_sites": 4}))
     assert "next step: change the plan" in run("check", tmp_path, wanted)[1].splitlines()[-1]
+    write_policy(tmp_path, open_policy(tmp_path / "store").model_copy(update={"package": "ab" * 32}))
+    assert run("check", tmp_path, wanted)[1].splitlines()[-1].startswith("next step: install the wheel")
 
 
 def test_check_counts_a_kits_approvals_and_says_why_one_does_not(tmp_path: Path, kit: Path, wanted: Path) -> None:

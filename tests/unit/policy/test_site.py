@@ -27,6 +27,7 @@ from fairflare.policy import (
     strict_policy,
     write_policy,
 )
+from fairflare.policy.package import installed_digest
 from fairflare.policy.site import METHODS, MODELS
 from tests.unit.policy.support import CELLS, STORE, plan, standard
 
@@ -165,6 +166,11 @@ WEAKER: dict[str, tuple[dict[str, Any], Plan, list[str]]] = {
         plan(),
         ["differential_privacy: got none, expected at most epsilon 3, delta 1e-05"],
     ),
+    "another package": (
+        {"package": "ab" * 32},
+        plan(),
+        [f"package: got {installed_digest()}, expected the one that this site's policy names"],
+    ),
     "a policy that is over": (
         {"expires": "2030-05-16"},
         plan(),
@@ -178,7 +184,7 @@ def test_a_weaker_plan_is_refused_by_what_is_weak(changes: dict[str, Any], wante
     policy = open_policy(STORE).model_copy(update=changes)
     assert found(policy, wanted) == words
     assert found(open_policy(STORE), wanted) == []
-    with pytest.raises(PolicyError, match=r"FF-POLICY-(REFUSED|EXPIRED)") as caught:
+    with pytest.raises(PolicyError, match=r"FF-POLICY-(REFUSED|EXPIRED|PACKAGE)") as caught:
         policy.verify(wanted, today=TODAY)
     assert caught.value.got == "; ".join(words)
 
@@ -306,7 +312,8 @@ BROKEN = {
     "a day that is none": ({"expires": "2030-02-30"}, "FF-POLICY-RULE"),
     "a day in another form": ({"expires": "31.12.2030"}, "FF-POLICY-VALUE"),
     "nothing to spend": ({"differential_privacy": {"epsilon": 0.0, "delta": 1e-5}}, "FF-POLICY-VALUE"),
-    "no format": ({"format": "fairflare/policy/3"}, "FF-POLICY-VALUE"),
+    "a package that is no hash": ({"package": "0.1.0"}, "FF-POLICY-VALUE"),
+    "no format": ({"format": "fairflare/policy/4"}, "FF-POLICY-VALUE"),
 }
 
 
@@ -334,6 +341,40 @@ def test_a_policy_of_the_version_before_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="fairflare policy new") as caught:
         read_policy(tmp_path)
     assert caught.value.code == "FF-POLICY-FORMAT"
+
+
+def test_a_policy_without_a_package_is_told_which_line_it_lacks(tmp_path: Path) -> None:
+    former = {**json.loads(schema.pretty(standard_policy(STORE))), "format": "fairflare/policy/2"}
+    del former["package"]
+    (tmp_path / POLICY_NAME).write_text(json.dumps(former), encoding="utf-8")
+    with pytest.raises(PolicyError, match='a line "package": null') as caught:
+        read_policy(tmp_path)
+    assert caught.value.code == "FF-POLICY-FORMAT"
+    # Doing as it says is enough.
+    written = {**former, "format": "fairflare/policy/3", "package": None}
+    (tmp_path / POLICY_NAME).write_text(json.dumps(written), encoding="utf-8")
+    assert read_policy(tmp_path) == standard_policy(STORE)
+
+
+def test_of_several_codes_the_package_comes_first() -> None:
+    policy = open_policy(STORE).model_copy(update={"package": "ab" * 32, "expires": "2030-05-16", "least_sites": 9})
+    codes = [one.code for one in policy.check(plan(), today=TODAY)]
+    assert codes == ["FF-POLICY-PACKAGE", "FF-POLICY-EXPIRED", "FF-POLICY-REFUSED"]
+    with pytest.raises(PolicyError, match="install that wheel") as caught:
+        policy.verify(plan(), today=TODAY)
+    assert caught.value.code == "FF-POLICY-PACKAGE"
+    with pytest.raises(PolicyError, match="a new day in 'expires'"):
+        policy.model_copy(update={"package": installed_digest()}).verify(plan(), today=TODAY)
+
+
+def test_a_package_that_cannot_be_read_is_none_that_a_policy_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unread() -> str:
+        raise PolicyError("FF-POLICY-PACKAGE", got="one that hides", expected="a plain one", next_step="look")
+
+    monkeypatch.setattr("fairflare.policy.site.installed_digest", unread)
+    (one,) = open_policy(STORE).model_copy(update={"package": "ab" * 32}).check(plan(), today=TODAY)
+    assert str(one) == "package: got one that hides, expected the one that this site's policy names"
+    open_policy(STORE).verify(plan(), today=TODAY)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"{", None], ids=["no text", "no JSON", "no file"])

@@ -20,14 +20,16 @@ from fairflare.plan import Plan
 from fairflare.policy import KINDS, SitePolicy, kinds_of, open_policy, standard_policy, strict_policy
 from fairflare.policy.compare import compare, to_template
 from fairflare.policy.kinds import MEANINGS
+from fairflare.policy.package import installed_digest
 from fairflare.policy.words import NOT_PREVENTED, against_template, explain
 from tests.unit.policy.support import STORE, plan
 
 TODAY = date(2030, 5, 17)
 PEERS = {"north": "ab" * 32}
 STRICT = strict_policy(
-    STORE, peers=PEERS, data_sets=("heart", "skin"), attributes=("sex", "age"), features=("chol",), today=TODAY
-)
+    STORE, package=installed_digest(), peers=PEERS, data_sets=("heart", "skin"), attributes=("sex", "age"),
+    features=("chol",), today=TODAY,
+)  # fmt: skip
 PLANS = {name: make(name) for name, make in presets.PRESETS.items()}
 
 
@@ -80,8 +82,8 @@ STEPS = {
     "standard to strict": (
         STRICT,
         standard_policy(STORE),
-        {"peers", "least_sites", "data_sets", "attributes", "features", "cells_sites", "most_score_bins", "most_rounds",
-         "approvals", "expires"},
+        {"package", "peers", "least_sites", "data_sets", "attributes", "features", "cells_sites", "most_score_bins",
+         "most_rounds", "approvals", "expires"},
     ),
     "open to standard": (
         standard_policy(STORE),
@@ -185,6 +187,7 @@ def test_every_kind_is_of_some_plan_and_has_a_meaning() -> None:
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 CHANGES: dict[str, tuple[object, str]] = {
+    "package": ("ab" * 32, "stricter"),
     "identities": ("development", "weaker"),
     "peers": ({"north": "ab" * 32}, "stricter"),
     "least_sites": (2, "weaker"),
@@ -237,6 +240,8 @@ def test_pairs_are_compared_part_by_part() -> None:
     another = standard.model_copy(update={"peers": {"north": "cd" * 32}})
     assert compare(pinned, both)["peers"] == "stricter"
     assert compare(pinned, another)["peers"] == "different"
+    packages = (standard.model_copy(update={"package": one * 32}) for one in ("ab", "cd"))
+    assert compare(*packages)["package"] == "different"
     tasks = (
         standard.model_copy(update={"tasks": ("classification",)}),
         standard.model_copy(update={"tasks": ("segmentation",)}),
@@ -250,6 +255,7 @@ def test_what_an_owner_fills_in_is_no_difference_to_a_template() -> None:
     assert to_template(STRICT)[0] == "strict"
     assert set(to_template(STRICT)[1].values()) == {"same"}
     assert to_template(strict_policy(STORE))[1]["peers"] == "weaker"
+    assert to_template(strict_policy(STORE))[1]["package"] == "weaker"
     assert to_template(open_policy(STORE))[0] == "open"
 
 

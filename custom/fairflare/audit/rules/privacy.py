@@ -12,6 +12,7 @@ from fairflare.audit.rule import Check, Defect, Doubt, Outcome, Rule, Severity, 
 from fairflare.audit.rules.violations import check_plan
 from fairflare.errors import FairFlareError
 from fairflare.policy import CATALOG_NAME, read_catalog
+from fairflare.policy.package import installed_digest
 
 SEAL: Final = "fairflare.flare.seal.SealFilter"
 PRIVACY: Final = "local/privacy.json"
@@ -76,6 +77,9 @@ def _check_policy(evidence: Evidence) -> Iterator[Outcome]:
         yield Defect(place, policy.problem, "a policy that can be read as it was meant")
     elif policy.policy.is_expired(evidence.now.date()):
         yield Defect(f"{place}:expires", f"'{policy.policy.expires}'", "a day to come", Severity.medium)
+    elif policy.policy.package not in (None, installed_digest()):
+        got = f"'{policy.policy.package}', and this audit is by the package {installed_digest()}"
+        yield Defect(f"{place}:package", got, "the package that this site runs, and audits with", Severity.medium)
 
 
 def _check_job_policy(evidence: Evidence) -> Iterator[Outcome]:
@@ -139,8 +143,10 @@ PRIVACY_RULES = (
         "FFA-305",
         Severity.high,
         "The hospital has a policy that counts",
-        "Without a policy, or with one that is broken or has expired, a site takes part in nothing.",
-        "Write one with 'fairflare policy new'; look an expired one through before it gets a new day.",
+        "Without a policy, or with one that is broken, has expired or names another package, a site takes part in "
+        "nothing.",
+        "Write one with 'fairflare policy new'; look an expired one through before it gets a new day; install the "
+        "package that it names.",
         "GDPR 24; GDPR 35",
         (Check(("site",), _check_policy, of_policy=True), Check(("job",), _check_job_policy, of_policy=True)),
     ),

@@ -13,6 +13,7 @@ from fairflare.jobs.check import JobDefect
 #: Field of a violation, or the beginning of it -> rule. The first that fits counts.
 _RULES: Final = (
     ("plans", "FFA-307"),
+    ("package", "FFA-305"),
     ("expires", "FFA-305"),
     ("differential_privacy", "FFA-401"),
     ("cells.", "FFA-501"),
@@ -27,7 +28,7 @@ _RULES: Final = (
 )
 
 #: Fields of a policy that speak of a plan as a whole, and are none of its own.
-_WHOLE: Final = ("plans", "expires", "metrics")
+_WHOLE: Final = ("plans", "package", "expires", "metrics")
 #: Keys of meta.json that bring code with them, or other processes than FLARE's own.
 _CODE_KEYS: Final = ("byoc", "launcher_spec", "image", "python_path", "entrypoint")
 #: Keys that say which sites run a job, and how many of them are enough.
