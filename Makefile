@@ -16,7 +16,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study wheel lock clean
+.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study wheel deploy lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,17 @@ study: setup  ## every method on heart disease, five seeds, masked: UCI data in 
 
 wheel: setup  ## build dist/fairflare-*.whl: the same bytes from the same sources, wherever it is built
 	$(BIN)/python -m provision.deploy.wheel --to dist
+
+# Helm, Checkov and others, about 700 MB in an environment of their own; no test of `make test` needs them.
+deploy: setup $(VENV)-deploy/.complete  ## check charts, image recipe and compose file with other people's validators
+	$(BIN)/python -m pytest -m "" tests/unit/deploy
+
+$(VENV)-deploy/.complete: provision/deploy/validators.txt
+	$(PYTHON) -m venv --clear $(VENV)-deploy
+	grep -v '^aws-cdk' $< > $(VENV)-deploy/with.txt && grep '^aws-cdk' $< > $(VENV)-deploy/alone.txt
+	$(VENV)-deploy/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)-deploy/with.txt
+	$(VENV)-deploy/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)-deploy/alone.txt
+	@touch $@
 
 # The packages that torch brings for CUDA exist for Linux on x86_64 only in these versions, hence their markers.
 # pip itself is left out: an installer that replaces itself half-way helps nobody.
