@@ -18,6 +18,7 @@
     |-- SecaggError       FF-SECAGG-*  secure aggregation: a message, a key or a state that the protocol does not allow
     |-- ShutterError      FF-SHUTTER-*  a site's shutters that cannot be closed, or are not
     |-- KitError          FF-KIT-*     a start-up kit that cannot work: expired, incomplete, or put together from two
+    |-- ServerError       FF-SERVER-*  what a server's operator asks for and cannot have, or what it has no room for
     |-- AuditError        FF-AUDIT-*   an audit that cannot begin: no such folder, no kit, no such rule
     |-- StudyError        FF-STUDY-*   a study that would not be a fair comparison, or cannot go on in its folder
     `-- WeightsError      FF-WEIGHTS-* a file of weights that is absent, is another one, or does not fit the network
@@ -152,6 +153,12 @@ class KitError(FairFlareError):
     """A start-up kit that cannot work: expired, not valid yet, incomplete, or put together from two."""
 
     prefix = "FF-KIT-"
+
+
+class ServerError(FairFlareError):
+    """What the server's operator asks for and cannot have, or what the server has no room for."""
+
+    prefix = "FF-SERVER-"
 
 
 class AuditError(FairFlareError):

@@ -28,6 +28,7 @@ from fairflare.cli import (
     report,
     run,
     secagg,
+    server,
     study,
     worth,
 )
@@ -50,6 +51,7 @@ app.add_typer(secagg.app, name="secagg")
 app.add_typer(he.app, name="he")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
+app.add_typer(server.app, name="server")
 app.add_typer(kit.app, name="kit")
 plan.app.command(name="feasibility")(feasibility.plan_feasibility)
 app.command(name="feasibility")(feasibility.feasibility)

@@ -18,11 +18,15 @@ from fairflare.record import (
     FILE_NAME,
     MODEL_NAME,
     PROGRESS_NAME,
+    STATE_NAME,
     RunRecord,
     best_model,
+    first_state,
+    followed,
     read_record,
     write_atomically,
     write_record,
+    write_state,
 )
 
 
@@ -32,7 +36,7 @@ def model_file(folder: Path, sha256: str) -> Path:
 
 
 class Store:
-    """A folder with ``record.json``, the newest model and ``progress.jsonl``.
+    """A folder with ``record.json``, the newest model, ``progress.jsonl`` and ``state.json``.
 
     A crash at any moment leaves a record and the model that its last complete round names: the model is written
     first, the record second, and only then is the older model removed. The best one on validation data stays as well.
@@ -41,6 +45,7 @@ class Store:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self._network = build(plan)
+        self._state = first_state(plan.name, time.time())
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, record: RunRecord, model: Vector | None = None, best: Vector | None = None) -> None:
@@ -63,8 +68,11 @@ class Store:
         return file
 
     def progress(self, event: str, **facts: object) -> None:
-        """Add one line for whoever watches the run; losing one is no harm."""
-        line = json.dumps({"event": event, "time": time.time(), **facts})
+        """Add one line for whoever watches the run, and write where it stands; losing one is no harm."""
+        now = time.time()
+        self._state = followed(self._state, event, facts, now)
+        write_state(self.folder / STATE_NAME, self._state)
+        line = json.dumps({"event": event, "time": now, **facts})
         with (self.folder / PROGRESS_NAME).open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 

@@ -61,7 +61,7 @@ def to_terminal(found: Rehearsal) -> Group:
     shown += [Text(f"next step: {visible(step)}") for step in _next_steps(found)]
     shown += [Text(), Text(f"! {CAUTION}", style="bold")]
     for part in parts(found):
-        shown += _part(part)
+        shown += shown_part(part)
     return Group(*shown)
 
 
@@ -73,7 +73,8 @@ def _next_steps(found: Rehearsal) -> list[str]:
     return [] if found.policy.approval == "given" else ["submit the job, or let the researcher know"]
 
 
-def _part(part: Part) -> Iterator[RenderableType]:
+def shown_part(part: Part) -> Iterator[RenderableType]:
+    """A part of a page for a terminal."""
     yield Text()
     yield Text(part.heading, style="bold underline")
     for sentence in part.sentences:
@@ -96,4 +97,4 @@ def _table(grid: Grid) -> Table:
     return table
 
 
-__all__ = ["to_html", "to_json", "to_terminal"]
+__all__ = ["shown_part", "to_html", "to_json", "to_terminal"]

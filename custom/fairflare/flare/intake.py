@@ -15,6 +15,8 @@ from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
+from fairflare.flare.presence import REFUSALS
+from fairflare.flare.without import code_in
 from fairflare.jobs.defects import sentence
 from fairflare.jobs.meta import check_submitted_meta
 
@@ -35,4 +37,5 @@ class Intake(FLComponent):  # type: ignore[misc]
             _LOG.warning("FF-JOB-INTERNAL: %s", type(problem).__name__)
             reason = INTERNAL
         if reason:
+            REFUSALS.note("", "submit", code_in(reason) or "FF-JOB-INTERNAL")
             fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, reason, private=True, sticky=False)

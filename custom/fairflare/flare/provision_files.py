@@ -29,6 +29,7 @@ VALIDATOR = "fairflare.flare.validator.PlanValidator"
 SEAL = "fairflare.flare.seal.SealFilter"
 INTAKE = "fairflare.flare.intake.Intake"
 VETOES = "fairflare.flare.vetoes.VetoNotes"
+PRESENCE = "fairflare.flare.presence.ServerPresence"
 KIT = "fairflare.flare.kit.KitCheck"
 STORAGE = "fairflare.flare.storage.KitStorage"
 
@@ -281,6 +282,7 @@ def _server_resources(resources: dict[str, Any], settings: Settings) -> dict[str
         one["args"] = parts.get(one["id"], one.get("args", {}))
     made["components"].append({"id": "intake", "path": INTAKE, "args": {}})
     made["components"].append({"id": "vetoes", "path": VETOES, "args": {}})
+    made["components"].append({"id": "presence", "path": PRESENCE, "args": {}})
     return made
 
 

@@ -19,7 +19,7 @@ COMMANDS = [
     [], ["plan"], ["plan", "new"], ["plan", "presets"], ["plan", "check"], ["plan", "hash"], ["plan", "diff"],
     ["plan", "feasibility"], ["feasibility"], ["data"], ["data", "check"], ["data", "import"], ["data", "synthetic"],
     ["jobs"], ["jobs", "write"], ["jobs", "make"], ["jobs", "check"],
-    ["audit"], ["audit", "job"], ["audit", "kit"], ["audit", "rules"],
+    ["audit"], ["audit", "job"], ["audit", "kit"], ["audit", "rules"], ["server"], ["server", "health"],
     ["run"], ["run", "simulate"], ["run", "local"], ["run", "verify"], ["run", "resume"], ["secagg"],
     ["secagg", "explain"], ["he"], ["he", "make"], ["he", "seal"], ["he", "open"], ["he", "show"],
     ["rehearse"], ["report"],

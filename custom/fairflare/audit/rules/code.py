@@ -19,6 +19,7 @@ SHUTTERS: Final = "fairflare.flare.shutters.Shutters"
 INTAKE: Final = "fairflare.flare.intake.Intake"
 KIT_CHECK: Final = "fairflare.flare.kit.KitCheck"
 VETO_NOTES: Final = "fairflare.flare.vetoes.VetoNotes"
+PRESENCE: Final = "fairflare.flare.presence.ServerPresence"
 #: Parts of a kit that look at things besides validator and shutters.
 _OWN: Final[Mapping[str, tuple[str, ...]]] = {"server": (INTAKE, KIT_CHECK, VETO_NOTES), "site": (KIT_CHECK,)}
 
@@ -32,6 +33,7 @@ KIT_CLASSES: Final = frozenset(
         INTAKE,
         KIT_CHECK,
         VETO_NOTES,
+        PRESENCE,
         "fairflare.flare.storage.KitStorage",
         "nvflare.apis.impl.job_def_manager.SimpleJobDefManager",
         "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher",

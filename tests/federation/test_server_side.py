@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's own side, on live processes: what its operator sees, and that nobody's result is in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairflare import presets
+from fairflare.engine.local import answer
+from fairflare.engine.server import Phase
+from fairflare.engine.site import Site
+from fairflare.engine.verify import verify_run
+from fairflare.jobs import write_job
+from fairflare.plan import Plan
+from fairflare.policy import DataCatalog
+from tests.federation.provisioned import SERVER, Federation, federation, wait_until
+from tests.federation.support import SITES as FOUR
+from tests.federation.support import changed, fairflare, make_hospitals, replay
+
+pytestmark = pytest.mark.federation
+
+SITES = (*FOUR, "hospital-5")
+ILL, VETO = "hospital-4", "hospital-3"
+#: A number of records that nothing else on a page is likely to be.
+RECORDS = 137
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> DataCatalog:
+    base = tmp_path_factory.mktemp("hospitals")
+    return make_hospitals(base, presets.shipped("heart_flexfair"), SITES, RECORDS)
+
+
+@pytest.fixture(scope="module")
+def parties(tmp_path_factory: pytest.TempPathFactory, catalog: DataCatalog) -> Iterator[Federation]:
+    with federation(tmp_path_factory.mktemp("server_side") / "federation", catalog) as running:
+        yield running
+    assert running.left() == []
+
+
+def _plan(name: str, seed: int, rounds: int = 2, **sections: Any) -> Plan:
+    training = {"rounds": rounds, "seed": seed}
+    return changed(
+        presets.shipped("heart_flexfair"), name=name, training=training, federation={"min_sites": 3}, **sections
+    )
+
+
+def _submit(parties: Federation, plan: Plan) -> str:
+    parties.wait_idle()
+    return parties.submit(write_job(plan, parties.base / "drafts"))
+
+
+# -------------------------------------------------------------------------------------------------------------- health
+
+
+def _health(parties: Federation, page: Path | None = None) -> dict[str, Any]:
+    more = [] if page is None else ["--html", page]
+    done = fairflare("server", "health", parties.kits[SERVER], "--format", "json", *more)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout)["health"])
+
+
+def _numbers_of_sites(plan: Plan, catalog: DataCatalog, folder: Path) -> set[float]:
+    """Every number that any site would send in clear."""
+    found: set[float] = set()
+
+    def answering(site: Site, phase: Phase) -> None:
+        before = phase.collector.accept
+
+        def accept(name: str, reply: Any) -> None:
+            for payload in reply.payloads.values():
+                found.update(payload.values.ravel().tolist())
+                found.update([] if payload.weight is None else [payload.weight])
+            before(name, reply)
+
+        phase.collector.accept = accept  # type: ignore[method-assign]
+        answer(site, phase)
+
+    clear = changed(plan, protection={"update": "none", "statistics": "none", "masking": None})
+    replay(clear, catalog, folder, answering)
+    return {abs(one) for one in found if abs(one) > 20 or one != int(one)}
+
+
+def _numbers_on(page: str) -> set[str]:
+    """What is written with digits, but for moments, ids, the style and the kit's own bytes and days."""
+    body = page[page.index("<body>") : page.index('<h2 id="s4">')]
+    body = re.sub(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d)?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|id=\"s\d\"", "", body)
+    return set(re.findall(r"\d[\d,.]*", body))
+
+
+def test_the_operator_sees_sites_jobs_and_refusals_and_nobodys_result(
+    parties: Federation, catalog: DataCatalog, tmp_path: Path
+) -> None:
+    plan = _plan("health", 1, rounds=3)
+    parties.set_policy(VETO, cells_minimum=50)
+    parties.stop(ILL)
+    try:
+        wait_until(lambda: ILL not in _connected(parties) or None, 60, "loss of a site", interval=1.0)
+        job = _submit(parties, plan)
+        parties.wait_for(job, "phase", task="train", round=1)
+        live = _health(parties, tmp_path / "live.html")
+        assert parties.ended(job) == "FINISHED:COMPLETED"
+    finally:
+        parties.set_policy(VETO)
+        parties.start(ILL)
+    later = _health(parties, tmp_path / "later.html")
+    _verify_live(live, job)
+    (line,) = (one for one in later["jobs"] if one["id"] == job)
+    assert (line["status"], line["complete"]) == ("FINISHED:COMPLETED", 3)
+    verify_run(parties.download(job))
+    results = _numbers_of_sites(plan, catalog, tmp_path / "clear")
+    assert len(results) > 1000
+    for name in ("live.html", "later.html"):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        shown = {float(one.replace(",", "").rstrip(".")) for one in _numbers_on(page)}
+        assert shown
+        assert {one for one in results if any(abs(one - other) < 1e-6 * one for other in shown)} == set()
+        assert str(RECORDS) not in _numbers_on(page)
+
+
+def _connected(parties: Federation) -> list[str]:
+    return [one["name"] for one in _health(parties)["sites"] if one["connected"]]
+
+
+def _verify_live(live: dict[str, Any], job: str) -> None:
+    assert {one["name"]: one["connected"] for one in live["sites"]} == {site: site != ILL for site in SITES}
+    (line,) = (one for one in live["jobs"] if one["id"] == job)
+    assert line["status"] in ("DISPATCHED", "RUNNING")
+    assert line["round"] >= 1
+    assert line["rounds"] == 3
+    assert line["task"] is not None
+    assert [(one["code"], one["task"], one["sites"]) for one in live["refusals"]] == [
+        ("FF-POLICY-REFUSED", "deploy", [VETO])
+    ]
+    assert ILL not in json.dumps([live["jobs"], live["refusals"]])
