@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's own side, on live processes: what its operator sees, and that nobody's result is in it."""
+"""The server's own side, on live processes: what its operator sees, that nobody's result is in it, and its limits."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from fairflare.engine.local import answer
 from fairflare.engine.server import Phase
 from fairflare.engine.site import Site
 from fairflare.engine.verify import verify_run
+from fairflare.flare.limits_file import LIMITS_NAME, STANDARD
 from fairflare.jobs import write_job
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog
-from tests.federation.provisioned import SERVER, Federation, federation, wait_until
+from fairflare.schema import pretty
+from tests.federation.provisioned import SERVER, Federation, FederationError, federation, wait_until
+from tests.federation.support import ROOT, changed, fairflare, make_hospitals, replay
 from tests.federation.support import SITES as FOUR
-from tests.federation.support import changed, fairflare, make_hospitals, replay
 
 pytestmark = pytest.mark.federation
 
@@ -139,3 +143,72 @@ def _verify_live(live: dict[str, Any], job: str) -> None:
         ("FF-POLICY-REFUSED", "deploy", [VETO])
     ]
     assert ILL not in json.dumps([live["jobs"], live["refusals"]])
+
+
+# -------------------------------------------------------------------------------------------------------------- limits
+
+
+def _armed(how: str) -> Callable[[dict[str, Any]], None]:
+    def change(resources: dict[str, Any]) -> None:
+        own = {"id": "hostile", "path": "tests.federation.hostile_site.Sender", "args": {"how": how}}
+        resources["components"] = [*resources["components"], own]
+
+    return change
+
+
+@contextlib.contextmanager
+def _hostile(parties: Federation, how: str) -> Iterator[None]:
+    """A hospital that sends far too much, beside what it should."""
+    own, kept = parties.kits[ILL] / "local" / "resources.json", parties.environment.get("PYTHONPATH")
+    parties.wait_idle()
+    parties.stop(ILL)
+    parties.amend(ILL, _armed(how))
+    parties.environment["PYTHONPATH"] = os.pathsep.join(filter(None, (kept, str(ROOT))))
+    try:
+        parties.start(ILL)
+        yield
+    finally:
+        parties.stop(ILL)
+        own.unlink()
+        if kept is None:
+            del parties.environment["PYTHONPATH"]
+        else:
+            parties.environment["PYTHONPATH"] = kept
+        parties.start(ILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [("flood", "FF-LIMIT-MESSAGES"), ("huge", "FF-LIMIT-SIZE")])
+def test_a_site_that_sends_far_too_much_is_refused_by_name_and_the_others_finish(
+    how: str, code: str, parties: Federation
+) -> None:
+    others = tuple(site for site in SITES if site != ILL)
+    with _hostile(parties, how):
+        job = _submit(parties, _plan(f"hostile_{how}", 10, rounds=3))
+        assert parties.ended(job) == "FINISHED:COMPLETED"
+        record = verify_run(parties.download(job))
+        seen = _health(parties)
+    assert record.final is not None
+    assert record.final.confirmed == others
+    refusals = [*record.join_refusals, *record.final.refusals]
+    refusals += [one for line in (*record.rounds, *record.lost_rounds) for one in line.refusals]
+    assert {one.site for one in refusals} == {ILL}
+    assert code in {one.code for one in refusals}
+    assert [one["sites"] for one in seen["refusals"] if one["code"] == code] == [[ILL]]
+
+
+def test_a_job_is_refused_while_the_server_has_no_room(parties: Federation) -> None:
+    parties.wait_idle()
+    file = parties.kits[SERVER] / "local" / LIMITS_NAME
+    kept = file.read_bytes()
+    file.write_text(pretty(STANDARD.model_copy(update={"quota_bytes": 1024**2, "reserve_bytes": 1024**2})), "utf-8")
+    try:
+        with pytest.raises(FederationError, match="FF-SERVER-QUOTA: got"):
+            _submit(parties, _plan("no_room", 11))
+        wait_until(lambda: _codes(parties).get("FF-SERVER-QUOTA"), 20, "note of the refusal", interval=1.0)
+    finally:
+        file.write_bytes(kept)
+
+
+def _codes(parties: Federation) -> dict[str, str]:
+    return {one["code"]: one["task"] for one in _health(parties)["refusals"]}

@@ -60,6 +60,19 @@ def job_messages(layout: Layout, sites: int) -> tuple[TaskBytes, ...]:
     return tuple(result)
 
 
+def largest_answers(layout: Layout, sites: int) -> dict[str, int]:
+    """Bytes of one site's longest answer to each task, without head and transport; "" is that to any other task.
+
+    With masks the tasks that repair a round (keys, shares) are among the others: their answers are shorter.
+    """
+    names = [f"site-{number}" for number in range(1, sites + 1)]
+    trips = list(_masked(layout, names) if layout.plan.protection.masked else _clear(layout))
+    result = {"": max((one.up for _, one in trips), default=0)}
+    for _, one in trips:
+        result[one.task] = max(result.get(one.task, 0), one.up)
+    return result
+
+
 def job_vectors(layout: Layout, messages: Sequence[TaskBytes]) -> tuple[Leaving, ...]:
     """Every vector of every task that the job has."""
     return tuple(

@@ -23,12 +23,13 @@ from nvflare.apis.workspace import Workspace
 
 from fairflare.engine import local
 from fairflare.engine.describe import record_sha256
+from fairflare.engine.job_traffic import largest_answers
 from fairflare.engine.messages import JOIN
 from fairflare.engine.roles import coordinator_of
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.store import read_best, read_checkpoint
 from fairflare.errors import FairFlareError
-from fairflare.flare import wire
+from fairflare.flare import limits, wire
 from fairflare.flare.aggregator import SITE, FlexFairAggregator
 from fairflare.flare.executor import PLAN
 from fairflare.flare.identities import server_cipher, server_trust
@@ -55,6 +56,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
         self._coordinator: Coordinator | None = None
         self._task: Task | None = None
         self._without: tuple[Refusal, ...] = ()
+        self._largest: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def set_communicator(self, communicator: WFCommSpec) -> None:
@@ -98,6 +100,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
             return
         roster = [client.name for client in fl_ctx.get_engine().get_clients()]
         try:
+            self._largest = largest_answers(coordinator.layout, len(roster))
             for phase in coordinator.phases(roster, self._without):
                 self._send(phase, abort_signal, fl_ctx)
                 if abort_signal.triggered:
@@ -124,6 +127,7 @@ class FairFlareController(Controller):  # type: ignore[misc]
         with self._lock:
             self._task = task
             self._aggregator.begin(phase)
+        limits.begin_phase(self._largest.get(message.task, self._largest[""]), partial(self._limited, phase, task))
         if phase.targets:
             self.broadcast_and_wait(
                 task, fl_ctx, targets=list(phase.targets), min_responses=0, abort_signal=abort_signal
@@ -142,6 +146,19 @@ class FairFlareController(Controller):  # type: ignore[misc]
                 fl_ctx.set_prop(SITE, site, private=True, sticky=False)
                 self._aggregator.accept(result, fl_ctx)
 
+    def _limited(self, phase: Phase, task: Task, site: str, code: str) -> None:
+        """A site sends what no answer of the plan's has: its answer to this phase is not waited for any more."""
+        with self._lock:
+            now = self._task
+            if self._coordinator is None or now is None or now is not task or site not in phase.targets:
+                return
+            if site in phase.collector.accepted:  # its answer counts; that it goes on sending is noted
+                self._coordinator.store.progress("refused", site=site, task=now.name, code=code)
+                return
+            phase.collector.refuse(site, code)
+            # FLARE ends a task when as many have answered as there are targets, and sends it to targets only.
+            now.targets = [target for target in now.targets or () if _name(target) != site]
+
     def _late(self, site: str, task: str, fl_ctx: FLContext) -> None:
         self.log_warning(fl_ctx, f"FF-ROUND-LATE: a result of {site} for {task} came after the deadline")
 
@@ -155,6 +172,10 @@ class FairFlareController(Controller):  # type: ignore[misc]
         """Write the record of a run that FLARE ends early."""
         if self._coordinator is not None:
             self._coordinator.stop("FF-RUN-ABORTED", "FLARE ended the job before the last round")
+
+
+def _name(target: Client | str) -> str:
+    return str(target.name if isinstance(target, Client) else target)
 
 
 def _aborted(phase: Phase) -> str:

@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from fairflare import schema
 from fairflare.errors import FairFlareError, PolicyError, RunError, ServerError
 from fairflare.evaluation.health import Certificate, Disk, Health, JobLine, RefusalLine, SiteLine
+from fairflare.flare.limits_file import read_limits
 from fairflare.flare.provision_files import STORE
 from fairflare.flare.without import FILE_NAME as WITHOUT
 from fairflare.flare.without import Without, code_in, without
@@ -105,7 +106,11 @@ def _server(file: Path) -> ServerState | None:
 
 
 def _disk(kit: Path) -> Disk:
-    return Disk(used=kit_size(kit), quota=None, free=shutil.disk_usage(kit).free)
+    try:
+        quota = read_limits(kit / "local").quota_bytes
+    except FairFlareError:
+        quota = None
+    return Disk(used=kit_size(kit), quota=quota, free=shutil.disk_usage(kit).free)
 
 
 def _sites(kit: Path, state: ServerState | None) -> tuple[SiteLine, ...]:

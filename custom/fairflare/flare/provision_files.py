@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fairflare import schema
+from fairflare.flare.limits_file import LIMITS_NAME, STANDARD
 from fairflare.jobs import AGGREGATOR, CONTROLLER, EXECUTOR
 from fairflare.policy import CATALOG_NAME, POLICY_NAME, DataCatalog, Entry, standard_policy
 from fairflare.policy.roster import ROSTER_FORMAT, ROSTER_NAME, Roster
@@ -30,6 +31,8 @@ SEAL = "fairflare.flare.seal.SealFilter"
 INTAKE = "fairflare.flare.intake.Intake"
 VETOES = "fairflare.flare.vetoes.VetoNotes"
 PRESENCE = "fairflare.flare.presence.ServerPresence"
+LIMITS = "fairflare.flare.limits.ServerLimits"
+QUOTA = "fairflare.flare.quota.ServerQuota"
 KIT = "fairflare.flare.kit.KitCheck"
 STORAGE = "fairflare.flare.storage.KitStorage"
 
@@ -95,7 +98,8 @@ _STEPS: Mapping[Role, tuple[str, ...]] = {
         "2. Install fairflare there, in the version that all hospitals use.",
         "3. Let the hospitals' outgoing connections reach the one port of the project; nothing else.",
         "4. Start: startup/start.sh. Jobs and snapshots lie in store/, logs in this folder.",
-        "5. The server needs no file of yours in local/; weight files go to local/weights/.",
+        "5. The server needs no file of yours in local/; weight files go to local/weights/. Room: local/limits.json.",
+        "6. See how it is, at any time: fairflare server health THIS_FOLDER",
     ),
     "site": (
         "1. Copy this folder to the machine that has the data, into a folder that only FLARE's user can read.",
@@ -168,6 +172,8 @@ def harden_local(local: Path, kind: Kind, name: str, sites: Mapping[str, str], s
     if sites:  # the server of a project without a provisioner learns them later
         roster = Roster(format=ROSTER_FORMAT, sites=dict(sorted(sites.items())))
         (local / ROSTER_NAME).write_text(schema.pretty(roster), encoding="utf-8")
+    if kind == "server" and not (local / LIMITS_NAME).exists():  # the operator's, once it is there
+        (local / LIMITS_NAME).write_text(schema.pretty(STANDARD), encoding="utf-8")
     if kind == "site":
         policy = standard_policy(Path(settings.store) / name)
         (local / f"{POLICY_NAME}{TEMPLATE}").write_text(schema.pretty(policy), encoding="utf-8")
@@ -282,6 +288,8 @@ def _server_resources(resources: dict[str, Any], settings: Settings) -> dict[str
         one["args"] = parts.get(one["id"], one.get("args", {}))
     made["components"].append({"id": "intake", "path": INTAKE, "args": {}})
     made["components"].append({"id": "vetoes", "path": VETOES, "args": {}})
+    made["components"].append({"id": "quota", "path": QUOTA, "args": {}})
+    made["components"].append({"id": "limits", "path": LIMITS, "args": {}})
     made["components"].append({"id": "presence", "path": PRESENCE, "args": {}})
     return made
 

@@ -214,6 +214,8 @@ case("206", "at the server", "server", worst="high")(rights("lead", "shell_comma
 case("207", "no look at the certificate")(without_component("kit"))
 case("207", "no intake", "server")(without_component("intake"))
 case("207", "no notes of refusals", "server")(without_component("vetoes"))
+case("207", "no limits of messages", "server")(without_component("limits"))
+case("207", "no limit of the disk", "server")(without_component("quota"))
 
 
 @case("206", "in job processes only")

@@ -22,7 +22,7 @@ from nvflare.apis.signal import Signal
 from fairflare.engine.local import run_local
 from fairflare.engine.site import Site
 from fairflare.errors import FairFlareError
-from fairflare.flare import wire
+from fairflare.flare import limits, wire
 from fairflare.flare.aggregator import FlexFairAggregator
 from fairflare.flare.controller import FairFlareController
 from fairflare.flare.executor import PLAN
@@ -187,6 +187,71 @@ def test_a_site_without_a_result_is_named(flare: Flare, engine: Engine) -> None:
     record = run(flare, engine)
     assert record.status == "complete"
     assert [(one.site, one.code) for one in record.rounds[0].refusals] == [("dune", "FF-ROUND-TIMEOUT")]
+
+
+class Gate:
+    """What a phase's gate would call for a site that passes a bound."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most: list[int] = []
+        self.noted: Callable[[str, str], None] = lambda site, code: None
+        monkeypatch.setattr(limits, "begin_phase", self.begin)
+
+    def begin(self, most: int, noted: Callable[[str, str], None]) -> None:
+        self.most.append(most)
+        self.noted = noted
+
+
+def test_a_site_that_passes_a_bound_is_refused_by_its_code_and_not_waited_for(
+    flare: Flare, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, waiting = Gate(monkeypatch), []
+
+    def disturb(task: Task, name: str) -> Shareable | None:
+        if name != "dune" or len(flare.tasks) == 1:
+            return flare.honest(task, name)
+        task.targets = [Client("amber", ""), "beryl", "coral", "dune"]
+        gate.noted("dune", "FF-LIMIT-SIZE")
+        waiting.append([one if isinstance(one, str) else one.name for one in task.targets])
+        return None
+
+    flare.disturb = disturb
+    record = run(flare, engine)
+    assert record.status == "complete"
+    assert [(one.site, one.code) for one in record.rounds[0].refusals] == [("dune", "FF-LIMIT-SIZE")]
+    assert {tuple(one) for one in waiting} == {NAMES[:3]}
+
+
+def test_who_passes_a_bound_after_the_answer_is_noted_and_counted(
+    flare: Flare, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, stale = Gate(monkeypatch), []
+
+    def disturb(task: Task, name: str) -> Shareable | None:
+        if task.name == "train" and name == "dune":
+            gate.noted("amber", "FF-LIMIT-MESSAGES")
+            stale.append(gate.noted)
+        if task.name == "evaluate":
+            stale[0]("amber", "FF-LIMIT-STALE")
+            gate.noted("nobody", "FF-LIMIT-STALE")
+        return flare.honest(task, name)
+
+    flare.disturb = disturb
+    record = run(flare, engine)
+    assert record.status == "complete"
+    assert all(line.refusals == () for line in record.rounds)
+    events = (engine.base / "run" / "fairflare" / "progress.jsonl").read_text(encoding="utf-8")
+    assert events.count("FF-LIMIT-MESSAGES") == 3
+    assert "FF-LIMIT-STALE" not in events
+
+
+def test_each_phase_has_the_bound_of_its_own_answers(
+    flare: Flare, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    run(flare, engine)
+    by_task = dict(zip([task.name for task in flare.tasks], gate.most, strict=True))
+    assert by_task["train"] > by_task["join"] > 0
 
 
 def test_too_few_sites_stop_the_run_with_a_reason(flare: Flare, engine: Engine) -> None:

@@ -20,8 +20,13 @@ INTAKE: Final = "fairflare.flare.intake.Intake"
 KIT_CHECK: Final = "fairflare.flare.kit.KitCheck"
 VETO_NOTES: Final = "fairflare.flare.vetoes.VetoNotes"
 PRESENCE: Final = "fairflare.flare.presence.ServerPresence"
+LIMITS: Final = "fairflare.flare.limits.ServerLimits"
+QUOTA: Final = "fairflare.flare.quota.ServerQuota"
 #: Parts of a kit that look at things besides validator and shutters.
-_OWN: Final[Mapping[str, tuple[str, ...]]] = {"server": (INTAKE, KIT_CHECK, VETO_NOTES), "site": (KIT_CHECK,)}
+_OWN: Final[Mapping[str, tuple[str, ...]]] = {
+    "server": (INTAKE, KIT_CHECK, VETO_NOTES, LIMITS, QUOTA),
+    "site": (KIT_CHECK,),
+}
 
 #: What FLARE may build for a job of ours.
 JOB_CLASSES: Final = frozenset({CONTROLLER, AGGREGATOR, EXECUTOR})
@@ -34,6 +39,8 @@ KIT_CLASSES: Final = frozenset(
         KIT_CHECK,
         VETO_NOTES,
         PRESENCE,
+        LIMITS,
+        QUOTA,
         "fairflare.flare.storage.KitStorage",
         "nvflare.apis.impl.job_def_manager.SimpleJobDefManager",
         "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher",
