@@ -355,6 +355,9 @@ class Forgetful:
     def remember_peers(self, heads: object) -> None:
         pass
 
+    def remember_active(self, least: object) -> None:
+        pass
+
 
 class AnyStep(Step):
     """A step that is equal to every other: what a site believes that does not compare T, r and v."""

@@ -76,6 +76,9 @@ class FixedMemory:
     def remember_peers(self, heads: Mapping[str, tuple[int, bytes]]) -> None:
         pass
 
+    def remember_active(self, least: object) -> None:
+        pass
+
 
 def params_of(given: Mapping[str, Any]) -> Params:
     vectors = tuple(

@@ -60,20 +60,29 @@ def harden(
 
 
 @app.command()
-def check(kit: KitFolder) -> None:
+def check(
+    kit: KitFolder,
+    days: Annotated[
+        int, typer.Option(min=0, help="Exit status 1 if a certificate ends within so many days: for a timer.")
+    ] = 0,
+) -> None:
     """Say whether a site or the server may start from a kit: certificates, files as signed, no second configuration.
 
     The start script of a hardened kit runs it first. It reads files; 'fairflare audit kit' looks at much more.
     """
     from fairflare.flare.harden import kit_holder
-    from fairflare.flare.kit_state import verify_person, verify_start
+    from fairflare.flare.kit_state import days_left, verify_person, verify_start
 
-    if kit_holder(kit) == "person":
-        verify_person(kit)
-        typer.echo("kit: the certificate is as it must be; a person's kit has no list of its files")
-        return
-    verify_start(kit)
-    typer.echo("kit: certificates, signed files and configurations are as they must be")
+    person = kit_holder(kit) == "person"
+    (verify_person if person else verify_start)(kit)
+    left = days_left(kit)
+    if left < days:
+        raise KitError(
+            "FF-KIT-SOON", got=f"a certificate that ends in {left} days", expected=f"one that is good for {days}",
+            next_step="provision/LIFE.md of FairFlare says how a party gets a new one; its data stay",
+        )  # fmt: skip
+    more = "; a person's kit has no list of its files" if person else "; signed files and configurations too"
+    typer.echo(f"kit: the certificates are as they must be, for {left} more days{more}")
 
 
 @app.command()
@@ -170,3 +179,34 @@ def restore(
     typer.echo(
         "next step: 'fairflare policy decisions' and 'fairflare audit kit'; if it says ROLLBACK, find a newer copy"
     )
+
+
+@app.command()
+def clean(
+    kit: KitFolder,
+    days: Annotated[int, typer.Option(min=1, help="Only jobs in which nothing was written for so many days.")],
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Also releases.jsonl, the list of all that left this site.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove what old jobs left in a kit: logs, models, records. The store stays, and so does what says what left.
+
+    Asks first, and says what would go.
+    """
+    from datetime import datetime, timedelta, timezone
+
+    from fairflare.flare.harden import kit_holder
+    from fairflare.flare.kit_jobs import left_jobs, remove_jobs
+
+    kit_holder(kit)
+    jobs = left_jobs(kit, datetime.now(timezone.utc) - timedelta(days=days), evidence=everything)
+    for job in jobs:
+        typer.echo(f"{job.folder.name}  last written {job.last:%Y-%m-%d}  {job.size / 1e6:.1f} MB")
+    if not jobs:
+        typer.echo("nothing to remove")
+        return
+    if not yes:
+        typer.confirm(f"remove {len(jobs)} jobs, {sum(job.size for job in jobs) / 1e6:.1f} MB?", abort=True)
+    gone = sum(1 for _ in remove_jobs(jobs, evidence=everything))
+    typer.echo(f"removed {gone} jobs" + ("" if everything else "; the lists of what left this site stay"))

@@ -107,7 +107,7 @@ def restore(file: Path, kit: Path) -> tuple[Backup, tuple[str, ...]]:
     """
     index, contents = _read(file)
     if index.site != _site(kit):
-        _refuse("", f"a copy of {index.site}", "one of the site whose kit this is", "name the other kit")
+        _refuse("FF-KIT-BACKUP", f"a copy of {index.site}", "one of the site whose kit this is", "name the other kit")
     with tempfile.TemporaryDirectory(dir=kit, prefix=".restore-") as place:
         draft = Path(place)
         for name, data in contents.items():
@@ -117,7 +117,7 @@ def restore(file: Path, kit: Path) -> tuple[Backup, tuple[str, ...]]:
         store = store_folder(policy.store, None, kit)
         if any(store.glob("**/*")):
             _refuse(
-                "-STORE", "a store that is there", "none: what it holds may be newer",
+                "FF-KIT-BACKUP-STORE", "a store that is there", "none: what it holds may be newer",
                 "start the site, which says what is wrong with it; a damaged one is moved away first",
             )  # fmt: skip
         _verify_newest(draft / "store", kit / ANCHORS)
@@ -142,7 +142,7 @@ def _verify_newest(store: Path, anchors: Path) -> None:
         newest = Anchor(one).read()
         if newest is not None and newest not in _events(file):
             _refuse(
-                "-OLD", "a copy without the last event that this site wrote", "a newer copy",
+                "FF-KIT-BACKUP-OLD", "a copy without the last event that this site wrote", "a newer copy",
                 "put the newest one back; if there is none, the site cannot go on under its name: agree with the other "
                 "hospitals on a new name, and approve no plan that was run before",
             )  # fmt: skip
@@ -192,7 +192,9 @@ def _whole(file: Path) -> bytes:
         except sqlite3.Error:
             said = ""
         if said != "ok":
-            _refuse("", "a database of the store that cannot be read whole", "one that can", "check the disk")
+            _refuse(
+                "FF-KIT-BACKUP", "a database of the store that cannot be read whole", "one that can", "check the disk"
+            )
         return copy.read_bytes()
 
 
@@ -243,16 +245,26 @@ def _site(kit: Path) -> str:
     except FileNotFoundError:
         name = None
     if name is None or not (kit / "startup" / "fed_client.json").exists():
-        _refuse("", "a folder that is no site's kit", "the folder that holds startup/ and local/", "name the kit")
+        _refuse(
+            "FF-KIT-BACKUP",
+            "a folder that is no site's kit",
+            "the folder that holds startup/ and local/",
+            "name the kit",
+        )
     return name
 
 
 def _refuse_damaged() -> NoReturn:
-    _refuse("", "an archive that is damaged, or none of ours", "one that 'fairflare kit backup' wrote", "use another")
+    _refuse(
+        "FF-KIT-BACKUP",
+        "an archive that is damaged, or none of ours",
+        "one that 'fairflare kit backup' wrote",
+        "use another",
+    )
 
 
 def _refuse(code: str, got: str, expected: str, next_step: str) -> NoReturn:
-    raise KitError(f"FF-KIT-BACKUP{code}", got=got, expected=expected, next_step=next_step)
+    raise KitError(code, got=got, expected=expected, next_step=next_step)
 
 
 __all__ = ["BACKUP_FORMAT", "Backup", "back_up", "restore"]

@@ -87,6 +87,11 @@ def verify_unrevoked(kit: Path) -> None:
         )  # fmt: skip
 
 
+def days_left(kit: Path) -> int:
+    """Whole days until the kit's certificate, or its root's, ends; negative once it has."""
+    return (_until(kit / "startup") - datetime.now(tz=timezone.utc)).days
+
+
 def _until(startup: Path) -> datetime:
     """When the kit ends to work."""
     files = (f"{kit_role(startup)}.crt", _ROOT)

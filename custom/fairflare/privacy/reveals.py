@@ -7,8 +7,8 @@ byte of it leaves. Nothing is ever changed or deleted: an aborted step stays use
 withheld from the site.
 
 The events stand in an :class:`EventChain`, which finds changes of its file. That it is a copy of an older one is told
-by its anchor, which stands elsewhere, and by the peers, who remember the head that the site last announced
-(:meth:`RevealMemory.has`).
+by its anchor, which stands elsewhere, and by the peers: they remember the head that the site last announced
+(:meth:`RevealMemory.has`), and how much it has signed since (:meth:`RevealMemory.remember_active`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CLOSED: Final = "closed"
 OPEN: Final = "open"
 
 _ORDER = {CLOSED: (STARTED, UPLOADED), OPEN: (STARTED, UPLOADED, SIGNED, REVEALED)}
-_SESSION, _PEER = "SESSION", "PEER"
+_SESSION, _PEER, _LEAST = "SESSION", "PEER", "LEAST"
 _WORD = 2**64
 _LONGEST_TEXT = 256
 _K = TypeVar("_K")
@@ -57,6 +57,7 @@ class _Known:
     uploaded: MutableMapping[_Query, bytes] = field(default_factory=dict)  # and in which session
     cohorts: frozenset[bytes] = frozenset()  # of closed steps, whatever their labels
     peers: dict[str, Head] = field(default_factory=dict)
+    least: dict[str, int] = field(default_factory=dict)  # events that peers have at least, whatever they announced
 
     def check_new(self, session: bytes) -> None:
         if session in self.sessions:
@@ -121,10 +122,11 @@ class _Known:
         """The heads that are not known yet; refuses one that went back."""
         for name, head in heads.items():
             seq, known = self.peers.get(name, EMPTY)
-            if head[0] < seq or (head[0] == seq and head[1] != known):
+            least = max(seq, self.least.get(name, 0))
+            if head[0] < least or (head[0] == seq and head[1] != known):
                 _refuse(
                     "ROLLBACK",
-                    f"from site {name!r} a memory of {head[0]} events, where it had {seq} before, or others",
+                    f"from site {name!r} a memory of {head[0]} events, where it had {least} before, or others",
                     "a memory that only grows",
                 )
         return {name: head for name, head in heads.items() if self.peers.get(name) != head}
@@ -138,6 +140,8 @@ class _Known:
             self.begin(session, event["plan"])
         elif kind == _PEER:
             self.peers.update(self.news({name: (seq, bytes.fromhex(head)) for name, (seq, head) in event["heads"]}))
+        elif kind == _LEAST:
+            self.least.update(event["events"])
         else:
             self.advance(_transition(event))
 
@@ -266,6 +270,21 @@ class RevealMemory:
             event = {"kind": _PEER, "heads": [(name, (seq, head.hex())) for name, (seq, head) in sorted(news.items())]}
             with self._chain.written([event]):
                 self._known.peers.update(news)
+
+    def remember_active(self, least: Mapping[str, int]) -> None:
+        """Keep how many events peers' memories have at least; fewer than are known already change nothing.
+
+        Raises
+        ------
+        SecaggError
+            ``FF-SECAGG-FORM``, ``FF-SECAGG-MEMORY``.
+        """
+        _check_form(*(_is_text(name) and _is_word(seq) for name, seq in least.items()))
+        with self._chain.mine():
+            more = {name: seq for name, seq in sorted(least.items()) if seq > self._known.least.get(name, 0)}
+            if more:
+                with self._chain.written([{"kind": _LEAST, "events": more}]):
+                    self._known.least.update(more)
 
 
 def has_sent(path: Path, plan_sha256: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -16,6 +17,14 @@ from fairflare.secagg.params import Opener, Params
 from fairflare.secagg.schedule import session_digest
 from fairflare.secagg.state import Peer, Random, SiteStep, StepPhase
 from fairflare.secagg.transcript import Join, Joining, Keys, Signed, parse_roster, refuse, signed_join, verify_signed
+
+
+@dataclass
+class _Proven:
+    """How many events another site's memory has: those that it announced and the session's own, then one a state."""
+
+    begun: int
+    states: set[tuple[int, str]] = field(default_factory=set)
 
 
 class JoinedSite:
@@ -119,6 +128,7 @@ class JoinedSite:
             {join.name: (join.seq, join.head) for join in joins if join.name != self._identity.name}
         )
         self._memory.begin(session, self.params.plan_sha256, digest("cohort", names))
+        self._proven = {join.name: _Proven(join.seq + 1) for join in joins if join.name != self._identity.name}
         self.session = session
         self.index = 1 + names.index(self._identity.name)
         self._peers = {
@@ -148,6 +158,16 @@ class JoinedSite:
                         "a memory that nobody has put back",
                         "restore the newest copy of this site's memory; until then it takes part in nothing",
                     )
+
+    def _note(self, one: SiteStep, state: str, index: int) -> None:
+        """A site has signed what it may sign only once its memory has an event for it."""
+        if index != self.index:
+            self._proven[self._peers[index].name].states.add((one.step.number, state))
+
+    def _remember_active(self) -> None:
+        """Before a vector leaves: what the others' memories must have from now on, or they were put back."""
+        proven = {name: one.begun + len(one.states) for name, one in self._proven.items() if one.states}
+        self._memory.remember_active(proven)
 
     def _verify_enough(self, one: SiteStep, members: Sequence[int] | dict[int, Keys]) -> None:
         sites = len(self._peers)

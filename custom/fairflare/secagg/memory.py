@@ -82,3 +82,7 @@ class Memory(Protocol):
     def remember_peers(self, heads: Mapping[str, tuple[int, bytes]]) -> None:
         """Remember what other sites say about their memories."""
         ...
+
+    def remember_active(self, least: Mapping[str, int]) -> None:
+        """Remember how many events other sites' memories have at least: by what they signed since they announced one."""
+        ...

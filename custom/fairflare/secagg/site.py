@@ -102,6 +102,8 @@ class SiteSession(DealingSite):
                 refuse("KEYS", "keys of another step, or two of one site", "one KEYS of this step from each site")
             members[keys.index] = keys
         self._verify_members(one, members)
+        for index in members:
+            self._note(one, "STARTED", index)
         one.keyset, one.members, one.phase = keyset_digest(message), members, "keyed"
 
     def _verify_members(self, one: SiteStep, members: dict[int, Keys]) -> None:
@@ -151,6 +153,7 @@ class SiteSession(DealingSite):
                 refuse("SHAPE", f"words that are no '{one.vector.label}'", "the plan's length and word size")
             steps.append(one)
             views.append(view)
+        self._remember_active()
         self._commit("UPLOADED", steps, views)
         result = []
         for one, view, (_, words) in zip(steps, views, vectors, strict=True):
@@ -231,6 +234,7 @@ class SiteSession(DealingSite):
                 if not is_payload(words, one.vector) or sha256(words.tobytes()) != upload.payload:
                     refuse("OPENING", f"another vector than {self._name(upload.index)} signed", "the one it signed")
             last = upload.index
+            self._note(one, "UPLOADED", upload.index)
         if one.upload is None or one.upload not in signed:
             refuse("SURVIVORS", "a set of uploads without this site's own", "this site's upload among them")
 
@@ -266,15 +270,16 @@ class SiteSession(DealingSite):
         found = [(Upload.parse(item.message).index, item) for item in signed]
         indices = [index for index, _ in found]
         self._verify_enough(one, indices)
-        self._verify_confirms(confirms, confirm_message(one.view, found), indices)
+        self._verify_confirms(one, confirms, confirm_message(one.view, found), indices)
         return tuple(self._name(index) for index in indices)
 
-    def _verify_confirms(self, confirms: bytes, message: bytes, survivors: Collection[int]) -> None:
+    def _verify_confirms(self, one: SiteStep, confirms: bytes, message: bytes, survivors: Collection[int]) -> None:
         confirmed = set()
         for index, signature in parse_confirms(confirms):
             if index not in survivors or index in confirmed:
                 refuse("CONFIRM", "a confirmation of a site that is no survivor, or two of one", "survivors, each once")
             self._verify_signed(index, Signed(message, signature))
+            self._note(one, "SIGNED", index)
             confirmed.add(index)
         least = threshold(len(self._peers))
         if len(confirmed) < least:
@@ -283,12 +288,13 @@ class SiteSession(DealingSite):
     def unmask(self, number: int, confirms: bytes) -> bytes:
         """UNMASK: this site's shares, once, after at least t survivors confirmed the very same set."""
         one = self._step(number, "signed")
-        self._verify_confirms(confirms, one.confirm, one.survivors)
+        self._verify_confirms(one, confirms, one.confirm, one.survivors)
         lost = [index for index in one.held if index not in one.survivors]
         message = Unmask(
             one.view, sha256(one.confirm), tuple(one.held[index][1] for index in one.survivors),
             tuple(one.held[index][0] for index in lost),
         ).encoded()  # fmt: skip
+        self._remember_active()
         self._commit("REVEALED", [one], [sha256(message)])
         one.erase()
         return self._signed(message).encoded()

@@ -362,6 +362,11 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run("check", tmp_path) == (1, "FF-KIT-ROLE")
 
 
+def test_a_timer_hears_of_the_end_before_it_comes(kit: Path) -> None:
+    assert run("check", kit, "--days", "300")[0] == 0
+    assert run("check", kit, "--days", "5000") == (1, "FF-KIT-SOON")
+
+
 def test_a_persons_kit_is_checked_for_its_certificate(hardened: Path) -> None:
     assert run("check", hardened / PERSON)[0] == 0
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROVISION = ROOT / "provision"
 README = (PROVISION / "README.md").read_text(encoding="utf-8")
 NETWORK = (PROVISION / "NETWORK.md").read_text(encoding="utf-8")
+LIFE = (PROVISION / "LIFE.md").read_text(encoding="utf-8")
 _CODE = re.compile(r"FF(?:-[A-Z]+)+")
 
 
@@ -79,7 +80,7 @@ def is_made(code: str, text: str) -> bool:
 
 def test_every_code_that_a_page_explains_exists() -> None:
     sources = [file.read_text(encoding="utf-8") for file in Path(fairflare.__file__).parent.rglob("*.py")]
-    codes = set(_CODE.findall(README + NETWORK))
+    codes = set(_CODE.findall(README + NETWORK + LIFE))
     assert len(codes) > 40
     assert [code for code in sorted(codes) if not any(is_made(code, text) for text in sources)] == []
 

@@ -268,6 +268,20 @@ def test_a_peers_memory_only_grows(memory: RevealMemory) -> None:
     assert memory.head[0] == before[0] + 1
 
 
+def test_a_peer_has_at_least_what_it_signed(path: Path) -> None:
+    with RevealMemory(path) as memory:
+        memory.remember_peers({"b": (5, digest(5)), "c": EMPTY})
+        memory.remember_active({"b": 8, "c": 2})
+        before = memory.head
+        memory.remember_active({"b": 7})
+        assert memory.head == before  # fewer change nothing
+        refused("FORM", lambda: memory.remember_active({"b": -1}))
+    with RevealMemory(path) as memory:
+        for back in ({"b": (5, digest(5))}, {"b": (7, digest(7))}, {"c": EMPTY}, {"c": (1, digest(1))}):
+            refused("ROLLBACK", lambda back=back: memory.remember_peers(back))
+        memory.remember_peers({"b": (8, digest(8)), "c": (3, digest(3))})
+
+
 def test_peers_heads_survive_a_restart(path: Path) -> None:
     with RevealMemory(path) as memory:
         memory.remember_peers({"b": (5, digest(5)), "\u00e4\udc80": (1, digest(1))})
