@@ -125,6 +125,12 @@ def _methods(quick: bool, folder: Path) -> Found:
     return methods.all_figures(methods.QUICK if quick else methods.FULL, folder), {}
 
 
+def _encrypted(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import encrypted
+
+    return encrypted.all_figures(encrypted.QUICK if quick else encrypted.FULL, folder), {}
+
+
 #: Name -> what it says when it begins, and what gives its figures and the comparisons that it had to skip.
 PARTS: dict[str, tuple[str, Part]] = {
     **{
@@ -138,6 +144,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "masked_rounds": ("masks: rounds in FLARE, with and without", _masked_rounds),
     "provisioned": ("real kits: provisioning, start, latency, audit", _provisioned),
     "methods": ("what each method costs over FedAvg", _methods),
+    "encrypted": ("encrypted statistics against masked ones", _encrypted),
 }
 
 

@@ -16,7 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from nvflare.fuel.utils import fobs
 from fairflare import presets
 from fairflare.data.manifest import Records, SiteData, load
 from fairflare.engine.local import local_masks, software
+from fairflare.engine.masked_site import Masks
 from fairflare.engine.messages import MEASURE, TRAIN_ALONE, Reply
 from fairflare.engine.roles import coordinator_of, site_of
 from fairflare.engine.server import Phase, Start
 from fairflare.flare import wire
+from fairflare.he.ckks import SiteCipher
 from fairflare.plan import Plan, parse_plan
 from tests.benchmarks import subjects
 from tests.benchmarks.figures import Figure, spread
@@ -86,12 +88,19 @@ class Seen:
 class Job:
     """One method's job with all its sites in this process, driven round by round."""
 
-    def __init__(self, plan: Plan, data: Mapping[str, SiteData], folder: Path) -> None:
+    def __init__(
+        self, plan: Plan, data: Mapping[str, SiteData], folder: Path, cipher: SiteCipher | None = None
+    ) -> None:
+        def masks(name: str) -> Masks | None:
+            own = local_masks(plan, name)
+            return own if own is None or cipher is None else replace(own, opener=cipher)
+
         self.sites = {
-            name: site_of(name, plan, (lambda one=one: one), folder / name, None, local_masks(plan, name))
+            name: site_of(name, plan, (lambda one=one: one), folder / name, None, masks(name))
             for name, one in data.items()
         }
-        self.coordinator = coordinator_of(plan, folder, Start("0" * 32, "local", software()))
+        record = None if cipher is None else cipher.record
+        self.coordinator = coordinator_of(plan, folder, Start("0" * 32, "local", software(), cipher=record))
         self._phases = self.coordinator.phases(sorted(self.sites))
         self._phase = self._next()
         while self._phase.message.task not in (MEASURE, TRAIN_ALONE):

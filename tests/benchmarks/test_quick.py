@@ -15,7 +15,7 @@ import pytest
 
 from fairflare.methods import METHODS, Feasibility
 from fairflare.plan.networks import MODELS
-from tests.benchmarks import masked_rounds, masks, methods, networks, staleness, subjects
+from tests.benchmarks import encrypted, masked_rounds, masks, methods, networks, staleness, subjects
 from tests.benchmarks.environments import Unavailable, Worker, interpreter
 from tests.benchmarks.figures import Figure, as_markdown, as_text
 from tests.benchmarks.subjects import AIMED_AT, QUICK
@@ -88,9 +88,11 @@ def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -
     assert {key for name, key in figures if name == "mlp on heart through FLARE, masked"} == {
         "fedavg_round", "fairfed_round", "fairfed_added",
     }  # fmt: skip
+    assert {key for name, key in figures if name == "mlp on heart, 4 sites"} == ENCRYPTED
     assert all(math.isfinite(one["value"]) for one in figures.values())
 
 
+ENCRYPTED = {"added", *(f"{kind}_{key}" for kind in ("masked", "ckks") for key in ("seconds", "down", "up", "trips"))}
 MASKED_ROUNDS = {
     "round_none", "round_masked", "added", "kernel", *(f"added_{key}" for key in masked_rounds.GROUPS),
     *(f"record_{key}" for key in ("measure", "train", "protect", "aggregate")),
@@ -125,6 +127,21 @@ def test_methods_are_measured_side_by_side(tmp_path: Path) -> None:
         assert all(one.value > 0 and one.low <= one.value <= one.high for (of, key), one in figures.items()
                    if of == kind and key.endswith(("seconds", "over")))  # fmt: skip
     assert {one.verdict for one in found if one.most is not None} == {"met"}
+
+
+def test_encrypted_statistics_are_measured_side_by_side_with_masked_ones(tmp_path: Path) -> None:
+    """The same trips; a ciphertext up, and everybody's down, beside which the masked words are few."""
+    found = {(one.subject, one.key): one.value for one in encrypted.all_figures(encrypted.QUICK, tmp_path)}
+    rounds = {key: value for (subject, key), value in found.items() if subject == "mlp on heart, 4 sites"}
+    assert set(rounds) == ENCRYPTED
+    assert rounds["ckks_trips"] == rounds["masked_trips"] == 4
+    for words in encrypted.PARAMETERS:
+        alone = {key: value for (subject, key), value in found.items() if subject.endswith(words)}
+        assert set(alone) == {"up", "down", "mask", "encrypt", "add", "open"}
+        assert alone["down"] == pytest.approx(4 * alone["up"])
+    small, *_ = (value for (subject, key), value in found.items() if subject.endswith("2^30") and key == "up")
+    assert rounds["ckks_up"] - rounds["masked_up"] == pytest.approx(small, rel=0.05)
+    assert rounds["ckks_down"] - rounds["masked_down"] == pytest.approx(4 * small, rel=0.05)
 
 
 def test_masks_are_measured_without_other_programs(tmp_path: Path) -> None:
