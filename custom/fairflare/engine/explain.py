@@ -250,7 +250,10 @@ def _dropouts(plan: Plan, masking: Masking, params: Params, sites: int) -> Itera
 
 
 def _server_learns(plan: Plan, masking: Masking) -> Iterable[str]:
-    yield "The sums: every round's mean update, and the exact statistics of all sites together."
+    if plan.protection.encrypted:
+        yield "The sums: every round's mean update; of all sites together counts, losses, validation and test results."
+    else:
+        yield "The sums: every round's mean update, and the exact statistics of all sites together."
     yield "The numbers of records of all sites together (N), and who the sites are (the roster)."
     if plan.cells.minimum > 1:
         yield f"For each group of patients, how many sites have {plan.cells.minimum} records of it or more."
