@@ -45,6 +45,8 @@ EVERY_DEPLOYMENT = {
     "    spec:\n      {{- if .Values.serviceAccount.create }}\n": "    spec:\n"
     "      automountServiceAccountToken: false\n"
     "      enableServiceLinks: false\n"
+    # FLARE as a container's first process hears no signal: it would run on until it is killed.
+    "      shareProcessNamespace: true\n"
     "      {{- if .Values.serviceAccount.create }}\n",
     "            claimName: {{ .Values.persistence.workspace.claimName }}\n": "            claimName: "
     "{{ .Values.persistence.workspace.claimName }}\n"

@@ -133,6 +133,7 @@ def test_a_pod_is_within_the_restricted_profile_of_kubernetes(rendered: Path) ->
         True
     }
     assert spec["automountServiceAccountToken"] is False
+    assert spec["shareProcessNamespace"] is True  # else FLARE is process 1, and no signal stops it
     assert {one["name"] for one in spec["volumes"]} == {one["name"] for one in container["volumeMounts"]}
 
 
