@@ -16,7 +16,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study wheel deploy lock clean
+.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study wheel wheelhouse deploy lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ study: setup  ## every method on heart disease, five seeds, masked: UCI data in 
 
 wheel: setup  ## build dist/fairflare-*.whl: the same bytes from the same sources, wherever it is built
 	$(BIN)/python -m provision.deploy.wheel --to dist
+
+wheelhouse: setup  ## all that an installation without internet needs, by hash, with its bill of materials (dist/wheelhouse)
+	$(BIN)/python -m provision.deploy.wheelhouse --to dist/wheelhouse
 
 # Helm, Checkov and others, about 700 MB in an environment of their own; no test of `make test` needs them.
 deploy: setup $(VENV)-deploy/.complete  ## check charts, image recipe and compose file with other people's validators

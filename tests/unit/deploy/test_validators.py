@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from provision.deploy import wheelhouse
 from provision.deploy.chart import make
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -182,6 +184,32 @@ def test_compose_takes_the_compose_file(tmp_path: Path) -> None:
     written = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
     broken.write_text(written.replace("    cap_drop:", "    cap_dropped:"), encoding="utf-8")
     tool("docker-compose", "-f", broken, "config", "--quiet", status=1, **given)
+
+
+BOM = """
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+print(JsonStrictValidator(SchemaVersion.V1_6).validate_str(open(sys.argv[1], encoding="utf-8").read()))
+"""
+
+
+def test_cyclonedx_takes_the_bill_of_materials(tmp_path: Path) -> None:
+    """Of every package that is installed here, with the licences that these have."""
+    names = wheelhouse.needed(wheelhouse.locked(ROOT / "requirements.lock"))
+    parts = []
+    for name in ["fairflare", *names]:
+        file = tmp_path / f"{name}-1-py3-none-any.whl"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("x.dist-info/METADATA", distribution(name).read_text("METADATA") or "")
+        parts.append(wheelhouse.read(file))
+    bill = wheelhouse.bill(parts)
+    assert sum("licenses" not in one for one in bill["components"]) < len(names) / 10
+    file = tmp_path / "sbom.cdx.json"
+    file.write_text(json.dumps(bill), encoding="utf-8")
+    assert tool("python", "-c", BOM, file).strip() == "None"
+    file.write_text(json.dumps({**bill, "components": [{"name": "x"}]}), encoding="utf-8")
+    assert "required property" in tool("python", "-c", BOM, file)
 
 
 def test_shellcheck_takes_the_batch_script() -> None:
