@@ -24,7 +24,7 @@ from nvflare.apis.workspace import Workspace
 from fairflare.engine import local
 from fairflare.engine.describe import record_sha256
 from fairflare.engine.job_traffic import largest_answers
-from fairflare.engine.messages import JOIN
+from fairflare.engine.messages import JOIN, Message
 from fairflare.engine.roles import coordinator_of
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.engine.store import read_best, read_checkpoint
@@ -127,7 +127,8 @@ class FairFlareController(Controller):  # type: ignore[misc]
         with self._lock:
             self._task = task
             self._aggregator.begin(phase)
-        limits.begin_phase(self._largest.get(message.task, self._largest[""]), partial(self._limited, phase, task))
+        most, down = self._largest.get(message.task, self._largest[""]), _bytes_of(message)
+        limits.begin_phase(most, down, partial(self._limited, phase, task))
         if phase.targets:
             self.broadcast_and_wait(
                 task, fl_ctx, targets=list(phase.targets), min_responses=0, abort_signal=abort_signal
@@ -172,6 +173,10 @@ class FairFlareController(Controller):  # type: ignore[misc]
         """Write the record of a run that FLARE ends early."""
         if self._coordinator is not None:
             self._coordinator.stop("FF-RUN-ABORTED", "FLARE ended the job before the last round")
+
+
+def _bytes_of(message: Message) -> int:
+    return len(message.protocol) + sum(int(vector.nbytes) for vector in message.vectors.values())
 
 
 def _name(target: Client | str) -> str:

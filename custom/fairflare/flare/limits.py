@@ -89,10 +89,12 @@ class Phase:
     ----------
     most
         Bytes of one answer at most, as the plan has it, without its head.
+    down
+        Bytes of what a site gets: it fetches long vectors piece by piece, each by a message of its own.
     """
 
-    def __init__(self, most: int, clock: Clock = time.monotonic) -> None:
-        self._most, self._clock = most, clock
+    def __init__(self, most: int, down: int = 0, clock: Clock = time.monotonic) -> None:
+        self._most, self._down, self._clock = most, down, clock
         self._began = clock()
         self._counts: dict[str, _Count] = {}
 
@@ -106,12 +108,13 @@ class Phase:
         count.bytes += size
         if stream is not None:
             count.streams[stream] = count.streams.get(stream, 0) + size
+        pieces = (self._most + self._down) // _FRAME
         longest = size if stream is None else count.streams[stream]
         if longest > self._most + self._most // 8 + SLACK or (
-            count.bytes > _AGAIN * self._most + 4 * SLACK + _BYTES_PER_SECOND * seconds
+            count.bytes > _AGAIN * (self._most + self._down // 8) + 4 * SLACK + _BYTES_PER_SECOND * seconds
         ):
             count.code = SIZE
-        elif count.messages > _AGAIN * self._most // _FRAME + _MESSAGES_AT_ONCE + _MESSAGES_PER_SECOND * seconds:
+        elif count.messages > _AGAIN * pieces + _MESSAGES_AT_ONCE + _MESSAGES_PER_SECOND * seconds:
             count.code = MESSAGES
         return count.code
 
@@ -127,10 +130,18 @@ class Gate:
         self._noted: Noted | None = None
         self._told: set[tuple[str, str]] = set()
 
-    def begin(self, most: int, noted: Noted) -> None:
-        """A phase begins whose answers have ``most`` bytes; ``noted`` gets site and code of who passes a bound."""
+    def begin(self, most: int, down: int, noted: Noted) -> None:
+        """A phase begins: bytes of an answer at most, and of what is sent; ``noted`` gets who passes a bound, and how.
+
+        Parameters
+        ----------
+        most, down
+            As in :class:`Phase`.
+        noted
+            Gets site and code, once each.
+        """
         with self._lock:
-            self._phase, self._noted = Phase(most, self._clock), noted
+            self._phase, self._noted = Phase(most, down, self._clock), noted
             self._told = set()
 
     def refuses(self, own: str, endpoint: str, message: Any) -> bool:
@@ -201,10 +212,10 @@ def install(limits: Limits) -> Gate:
         return gate
 
 
-def begin_phase(most: int, noted: Noted) -> None:
+def begin_phase(most: int, down: int, noted: Noted) -> None:
     """Tell this process's gate that a phase begins; nothing where there is none, as in the simulator."""
     if _gate is not None:
-        _gate.begin(most, noted)
+        _gate.begin(most, down, noted)
 
 
 class ServerLimits(FLComponent):  # type: ignore[misc]

@@ -30,8 +30,13 @@ class ServerQuota(FLComponent):  # type: ignore[misc]
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Refuse a job that is handed in, or that is about to begin, by FLARE's own way to do so; never raises."""
         task = _ASKS.get(event_type)
-        if task is None or fl_ctx.get_prop(FLContextKey.JOB_BLOCK_REASON):
+        if task is None:
             return
+        earlier = fl_ctx.get_prop(FLContextKey.JOB_BLOCK_REASON)
+        if earlier and not str(earlier).startswith(ServerError.prefix):
+            return
+        # FLARE's scheduler keeps one context for ever: a reason that is not taken back would hold for every later job.
+        fl_ctx.remove_prop(FLContextKey.JOB_BLOCK_REASON, force_removal=True)
         kit = Path.cwd()
         try:
             verify_room(kit, read_limits(kit / "local"))

@@ -194,11 +194,13 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most: list[int] = []
+        self.down: list[int] = []
         self.noted: Callable[[str, str], None] = lambda site, code: None
         monkeypatch.setattr(limits, "begin_phase", self.begin)
 
-    def begin(self, most: int, noted: Callable[[str, str], None]) -> None:
+    def begin(self, most: int, down: int, noted: Callable[[str, str], None]) -> None:
         self.most.append(most)
+        self.down.append(down)
         self.noted = noted
 
 
@@ -252,6 +254,9 @@ def test_each_phase_has_the_bound_of_its_own_answers(
     run(flare, engine)
     by_task = dict(zip([task.name for task in flare.tasks], gate.most, strict=True))
     assert by_task["train"] > by_task["join"] > 0
+    sent = dict(zip([task.name for task in flare.tasks], gate.down, strict=True))
+    assert sent["measure"] > 1000
+    assert sent["join"] == 0
 
 
 def test_too_few_sites_stop_the_run_with_a_reason(flare: Flare, engine: Engine) -> None:

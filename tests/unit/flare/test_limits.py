@@ -59,8 +59,8 @@ class World:
         if most is not None:
             self.phase(most)
 
-    def phase(self, most: int) -> None:
-        self.gate.begin(most, lambda site, code: self.noted.append((site, code)))
+    def phase(self, most: int, down: int = 0) -> None:
+        self.gate.begin(most, down, lambda site, code: self.noted.append((site, code)))
 
     def send(self, size: int = 0, times: int = 1, site: str = "hospital-1", **more: Any) -> int:
         """How many of these messages were taken."""
@@ -118,6 +118,14 @@ def test_signs_of_life_of_a_long_phase_pass() -> None:
         world.clock.now += 1.0
         assert world.send(500, times=10) == 10
     assert world.noted == []
+
+
+def test_a_large_model_may_be_fetched_piece_by_piece() -> None:
+    world = World()
+    world.phase(30_000, 500 * MB)
+    assert world.send(times=2000) == 2000  # a request and a receipt for each megabyte
+    world.phase(30_000, 0)
+    assert world.send(times=2000) == 500
 
 
 def test_a_new_phase_listens_again() -> None:
@@ -271,6 +279,18 @@ def test_limits_that_cannot_be_read_let_no_job_in(tmp_path: Path, monkeypatch: p
     assert reason.startswith("FF-SERVER-MISSING-KEY")
     monkeypatch.setattr(quota, "read_limits", lambda _: 1 / 0)
     assert "FF-SERVER-QUOTA" in str(asked(EventType.SUBMIT_JOB))
+
+
+def test_a_reason_is_taken_back_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLARE's scheduler asks about one job after the other in the same context."""
+    monkeypatch.chdir(kit(tmp_path, quota_bytes=MB, reserve_bytes=MB))
+    context = FLContext()
+    ServerQuota().handle_event(EventType.BEFORE_CHECK_CLIENT_RESOURCES, context)
+    assert "FF-SERVER-QUOTA" in context.get_prop(FLContextKey.JOB_BLOCK_REASON)
+    (tmp_path / "local" / LIMITS_NAME).write_text(pretty(STANDARD), encoding="utf-8")
+    monkeypatch.setattr(quota.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**50))
+    ServerQuota().handle_event(EventType.BEFORE_CHECK_CLIENT_RESOURCES, context)
+    assert context.get_prop(FLContextKey.JOB_BLOCK_REASON) is None
 
 
 def test_a_reason_that_somebody_else_gave_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
