@@ -84,5 +84,5 @@ class Memory(Protocol):
         ...
 
     def remember_active(self, least: Mapping[str, int]) -> None:
-        """Remember how many events other sites' memories have at least: by what they signed since they announced one."""
+        """Remember how many events other sites' memories have at least, by what they signed since."""
         ...

@@ -728,7 +728,7 @@ def test_what_a_commit_promised_survives_a_kill_at_any_moment(path: Path) -> Non
     for _ in range(6):
         with writer(path) as process:
             assert process.stdout is not None
-            lines = [process.stdout.readline()]
+            lines = [process.stdout.readline() for _ in range(3)]
             time.sleep(chance.uniform(0, 0.1))
             process.kill()
             lines += process.stdout.readlines()
