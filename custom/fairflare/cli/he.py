@@ -148,6 +148,7 @@ def _own(kit: Path) -> tuple[Identity, Trust]:
     """Who this hospital is, and whom it believes: its root, and the keys that its policy pins."""
     from fairflare.policy import POLICY_NAME, read_policy
     from fairflare.policy.approvals import own_identity
+    from fairflare.policy.revoked import read_revoked
     from fairflare.secagg.identity import KIT, Trust
 
     identity = own_identity(kit)
@@ -155,7 +156,7 @@ def _own(kit: Path) -> tuple[Identity, Trust]:
     if peers is None:
         typer.echo("note: no pinned keys; whoever holds the project's root can pose as a hospital", err=True)
     pins = {} if peers is None else {**peers, identity.name: identity.spki.hex()}
-    return identity, Trust(KIT, (kit / "startup" / "rootCA.pem").read_bytes(), pins)
+    return identity, Trust(KIT, (kit / "startup" / "rootCA.pem").read_bytes(), pins, read_revoked(kit).serials)
 
 
 __all__ = ["app"]
