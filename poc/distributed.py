@@ -9,6 +9,8 @@ the folder ``post`` goes from one to another: requests without keys, and signed 
 3. The holder of the root signs: ``nvflare cert approve``.
 4. Each party makes its kit, ``nvflare package``, hardens it, ``fairflare kit harden``, and checks it.
 5. The hospitals tell one another the hashes of their keys: ``fairflare kit roster``.
+6. One hospital makes the key for encrypted statistics, ``fairflare he make``, and seals it to the others' certificates,
+   ``he seal`` and ``he open``. The server gets a context without it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives import serialization
 
+from fairflare.he.context import fields
+from fairflare.he.parameters import CLIENT_CONTEXT
 from fairflare.policy import CATALOG_NAME, DataCatalog, write_catalog
 from fairflare.policy.roster import read_roster
 from fairflare.secagg.identity import key_hash
@@ -136,7 +140,24 @@ class Distributed(Federation):
         with ThreadPoolExecutor(2) as pool:
             kits = dict(zip(wanted, pool.map(self._make, wanted, wanted.values()), strict=True))
         self._exchange(kits)
+        self._share_he_key(kits)
         return kits
+
+    def _share_he_key(self, kits: Mapping[str, Path]) -> None:
+        """The first hospital's key goes to the others by post, where only they can open it."""
+        first, post = self.sites[0], self.base / "post"
+        sender = self.party(first)
+        sender.fairflare("he", "make", "--kit", str(kits[first]), "--server-to", str(post / "for-server"))
+        for file in (post / "for-server").iterdir():
+            shutil.copyfile(file, kits[SERVER] / "local" / file.name)
+        for site in self.sites[1:]:
+            certificate, parcel = post / f"{site}.crt", post / f"{site}.parcel"
+            shutil.copyfile(kits[site] / "startup" / "client.crt", certificate)
+            sender.fairflare(
+                "he", "seal", "--kit", str(kits[first]), "--to", site, "--certificate", str(certificate),
+                "--out", str(parcel),
+            )  # fmt: skip
+            self.party(site).fairflare("he", "open", str(parcel), "--kit", str(kits[site]), "--from", first)
 
     def _make(self, name: str, participant: Mapping[str, Any]) -> Path:
         party = Party(self.homes[name])
@@ -229,6 +250,50 @@ def verify_keys_at_home(folder: Path, homes: Mapping[str, Path]) -> tuple[int, i
                 if (mark in content or mark in text) and not file.is_relative_to(homes[name]):
                     raise FederationError(f"the private key of {name} is in {file.relative_to(folder)}")
     return len(set(owners.values())), files
+
+
+def verify_he_key_at_hospitals(folder: Path, homes: Mapping[str, Path], sites: Collection[str]) -> int:
+    """Search every file below ``folder`` for the hospitals' secret key of encrypted statistics.
+
+    Returns
+    -------
+    int
+        How many copies there are: one at each hospital.
+
+    Raises
+    ------
+    FederationError
+        If it is anywhere else, or a hospital has none or another one.
+    """
+    files = [homes[site].rglob(CLIENT_CONTEXT) for site in sites]
+    contexts = {file.read_bytes() for found in files for file in found}
+    if len(contexts) != 1:
+        raise FederationError(f"{len(contexts)} contexts with a secret key, expected the same one at every hospital")
+    marks = set(_he_marks(contexts.pop()))
+    having: set[str] = set()
+    copies = 0
+    for file in sorted(one for one in folder.rglob("*") if one.is_file()):
+        if not any(mark in content for content in _contents(file) for mark in marks):
+            continue
+        owner = next((site for site in sites if file.is_relative_to(homes[site])), None)
+        if owner is None:
+            raise FederationError(f"the hospitals' secret key is in {file.relative_to(folder)}")
+        having.add(owner)
+        copies += 1
+    if having != set(sites):
+        raise FederationError("a hospital without the key")
+    return copies
+
+
+def _he_marks(context: bytes) -> Iterator[bytes]:
+    """What gives the secret key away: a piece of it, as bytes and in base64 wherever that begins."""
+    secret = dict(fields(context)).get(3)
+    if not isinstance(secret, bytes) or len(secret) < 10_000:
+        raise FederationError("a hospital's context without a secret key")
+    middle = secret[len(secret) // 2 :][:96]
+    yield middle
+    for shift in range(3):
+        yield base64.b64encode(middle[shift : shift + 90])[:-4]
 
 
 def _marks(file: Path) -> Iterator[bytes]:

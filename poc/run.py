@@ -2,7 +2,8 @@
 """Two masked jobs over four synthetic hospitals as real FLARE processes, checked against the local engine.
 
 ``python -m poc.run provisioned``: kits from ``nvflare provision``, every party started from its own, mutual TLS.
-``python -m poc.run distributed``: every party makes its own key, and hardens its own kit (``poc/distributed.py``).
+``python -m poc.run distributed``: every party makes its own key, and hardens its own kit (``poc/distributed.py``); a
+third job's group risks travel encrypted.
 ``python -m poc.run poc``: the same kits in ``nvflare poc``; and both jobs in ``nvflare simulator`` as well.
 
 For each job: submit it as the researcher, download its record, verify it, and compare the plan's hash and the global
@@ -15,6 +16,7 @@ Exit status 0 only if every comparison held.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import signal
 import socket
@@ -35,10 +37,10 @@ from fairflare.engine.verify import verify_run
 from fairflare.errors import FairFlareError
 from fairflare.flare.simulate import Simulation, end_processes, process_marks, signals_as_exceptions
 from fairflare.jobs import write_job
-from fairflare.plan import Plan
+from fairflare.plan import Plan, parse_plan
 from fairflare.policy import DataCatalog, Entry
 from fairflare.record import RunRecord
-from poc.distributed import Distributed, verify_keys_at_home
+from poc.distributed import Distributed, verify_he_key_at_hospitals, verify_keys_at_home
 from poc.federation import ROOT, SERVER, Federation, FederationError, Kits, Poc, events_in
 
 SITES = ("hospital-1", "hospital-2", "hospital-3", "hospital-4")
@@ -113,6 +115,14 @@ def prepare(folder: Path, jobs: Sequence[str]) -> Study:
         for site, entries in (part.sites or {}).items():
             sites[site].update(entries)
     return Study(folder, plans, DataCatalog(format=parts[0].format, data_sets=None, sites=sites))
+
+
+def encrypted(plan: Plan) -> Plan:
+    """The same plan, whose group risks travel encrypted; the hospitals made the key themselves."""
+    data = plan.model_dump(mode="json")
+    data["name"] = f"{plan.name}_ckks"
+    data["protection"]["statistics"] = "ckks"
+    return parse_plan(json.dumps(data))
 
 
 def run_here(study: Study) -> None:
@@ -222,6 +232,8 @@ def distributed(study: Study) -> None:
         run_kits(study, kits, "own kits")
     keys, files = verify_keys_at_home(study.folder, kits.homes)
     say(f"{keys} private keys, each in its owner's folder only: {files} files were searched")
+    copies = verify_he_key_at_hospitals(study.folder, kits.homes, SITES)
+    say(f"{copies} copies of the key for encrypted statistics, at hospitals only")
 
 
 def poc(study: Study) -> None:
@@ -238,11 +250,11 @@ def poc(study: Study) -> None:
 
 def summary(rows: Sequence[Row]) -> str:
     """A table of all comparisons."""
-    lines = [f"{'job':<16} {'place':<18} {'seconds':>7}  {'plan':<5} {'models':>7}  result"]
+    lines = [f"{'job':<20} {'place':<18} {'seconds':>7}  {'plan':<5} {'models':>7}  result"]
     for row in rows:
         models, plan = f"{row.same_models}/{row.rounds}", "same" if row.same_plan else "OTHER"
         result = "ok" if row.holds else "DIFFERENT"
-        lines.append(f"{row.job:<16} {row.place:<18} {row.seconds:>7.0f}  {plan:<5} {models:>7}  {result}")
+        lines.append(f"{row.job:<20} {row.place:<18} {row.seconds:>7.0f}  {plan:<5} {models:>7}  {result}")
     return "\n".join(lines)
 
 
@@ -257,6 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with signals_as_exceptions():
             study = prepare(folder, given.job or list(JOBS))
+            if given.kind == "distributed":
+                study.plans.append(encrypted(study.plans[0]))
             run_here(study)
             globals()[given.kind](study)  # looked up now, so that a test can put another in its place
     except KeyboardInterrupt:

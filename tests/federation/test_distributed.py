@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Four hospitals that made their own keys and kits: a masked job over pinned keys, and no key but at home."""
+"""Four hospitals that made their own keys and kits: a masked and an encrypted job, and no key but at home."""
 
 from __future__ import annotations
 
+import base64
 import shutil
 import subprocess
 import zipfile
@@ -14,9 +15,12 @@ import pytest
 from fairflare import presets
 from fairflare.audit.auditor import audit_kit
 from fairflare.engine.verify import verify_run
+from fairflare.he.parameters import CLIENT_CONTEXT
 from fairflare.jobs import write_job
+from fairflare.plan import Plan
 from fairflare.policy import read_policy
-from poc.distributed import AUTHORITY, Distributed, verify_keys_at_home
+from fairflare.record import RunRecord
+from poc.distributed import AUTHORITY, Distributed, verify_he_key_at_hospitals, verify_keys_at_home
 from poc.federation import RESEARCHER, SERVER, FederationError
 from tests.federation.support import SITES, changed, make_hospitals
 
@@ -37,16 +41,25 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distributed]:
     assert made.left() == []
 
 
-def test_a_masked_job_from_kits_that_nobody_handed_over(parties: Distributed, tmp_path: Path) -> None:
-    plan = changed(presets.shipped("heart_flexfair"), name="own_keys", training={"rounds": 2})
-    parties.start(SERVER)
-    parties.start(*SITES)
+def _completed(parties: Distributed, plan: Plan, tmp_path: Path) -> RunRecord:
     job = parties.submit(write_job(plan, tmp_path / "jobs"))
     assert parties.ended(job) == "FINISHED:COMPLETED", parties.deploy_details(job)
     record = verify_run(parties.download(job))
-    assert plan.protection.update == "masked"
     assert record.plan_sha256 == plan.sha256
-    assert len(record.rounds) == 2
+    parties.wait_idle()
+    return record
+
+
+def test_a_masked_and_an_encrypted_job_from_kits_that_nobody_handed_over(parties: Distributed, tmp_path: Path) -> None:
+    plan = changed(presets.shipped("heart_flexfair"), name="own_keys", training={"rounds": 2})
+    parties.start(SERVER)
+    parties.start(*SITES)
+    masked = _completed(parties, plan, tmp_path)
+    assert plan.protection.update == plan.protection.statistics == "masked"
+    encrypted = _completed(parties, changed(plan, name="own_he", protection={"statistics": "ckks"}), tmp_path)
+    assert [one.model_sha256 for one in encrypted.rounds] == [one.model_sha256 for one in masked.rounds]
+    assert len(masked.rounds) == 2
+    assert {penalty.risk for line in encrypted.rounds for penalty in line.penalties} == {None}
     for site in SITES:
         policy = read_policy(parties.kits[site] / "local")
         assert (policy.identities, policy.peers) == ("kit", parties.peers)
@@ -57,6 +70,17 @@ def test_every_private_key_is_in_its_owners_folder_only(parties: Distributed, tm
     keys, files = verify_keys_at_home(parties.base.parent, parties.homes)
     assert keys == len({AUTHORITY, SERVER, RESEARCHER, *SITES}) == 7
     assert files > 100
+
+
+def test_the_key_of_encrypted_statistics_is_at_hospitals_only(parties: Distributed, tmp_path: Path) -> None:
+    assert verify_he_key_at_hospitals(parties.base.parent, parties.homes, SITES) == len(SITES)
+    context = next(parties.homes[ILL].rglob(CLIENT_CONTEXT)).read_bytes()
+    spilt = parties.base / "post" / "x"
+    for content in (context, context[:-7], base64.b64encode(b"xy" + context)):
+        spilt.write_bytes(content)
+        with pytest.raises(FederationError, match="post/x"):
+            verify_he_key_at_hospitals(parties.base.parent, parties.homes, SITES)
+        spilt.unlink()
 
 
 @pytest.mark.parametrize("form", ["a copy", "DER", "in an archive", "one line", "in JSON", "the other's folder"])
