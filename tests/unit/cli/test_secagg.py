@@ -20,6 +20,7 @@ from fairflare.engine.roles import coordinator_of
 from fairflare.engine.server import Phase, Start
 from fairflare.engine.site import Site
 from fairflare.errors import SecaggError
+from fairflare.evaluation.exchanged import TRUST
 from fairflare.methods.flexfair import FlexFairParameters
 from fairflare.plan import Plan, parse_plan
 from fairflare.privacy.gate import Release
@@ -350,3 +351,15 @@ def test_whoever_decides_on_a_plan_is_told_how_its_masks_work(tmp_path: Path) ->
     for words in ("1 colluding sites", "units of 10", "cut off at 16", "2 rounds old; then the sites train without"):
         assert words in said
     assert "masks:" not in invoke("plan", "check", written(tmp_path, unmasked())).output
+
+
+def test_the_trust_model_is_said_where_encryption_is_switched_on(tmp_path):
+    file = tmp_path / "plan.json"
+    data = json.loads(schema.pretty(presets.shipped("heart_flexfair")))
+    for statistics, said in (("masked", False), ("ckks", True)):
+        data["protection"]["statistics"] = statistics
+        file.write_text(json.dumps(data), encoding="utf-8")
+        done = invoke("plan", "check", file)
+        assert done.exit_code == 0, done.output
+        assert (TRUST.hospitals in done.output) == said
+        assert (TRUST.not_protected in done.output) == said
