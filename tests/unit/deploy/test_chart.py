@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chart that is made for a kit: what it asks of a cluster, and what it does not.
 
-Helm renders it and validators read it in ``test_validators.py``; here are its files, as far as they need no Helm.
+Helm renders it, validators read it in ``test_validators.py`` (``make deploy``). Committed are the hashes of its files
+and what Helm made of them: so here, without Helm, a change of the chart is seen, and what was rendered of it is looked
+at. ``FAIRFLARE_UPDATE_GOLDEN=1 make deploy`` writes both anew.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,9 @@ import yaml
 from provision.deploy import chart
 from provision.deploy.chart import ChartError, make
 
-HOSPITAL, SERVER = "203.0.113.7/32", "0.0.0.0/0"
+HOSPITAL, SERVER = "203.0.113.7/32", "198.51.100.0/24"
+PARTIES = {"hospital-1": HOSPITAL, "fl-server": SERVER}
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "charts"
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -28,7 +34,19 @@ def values(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("party", "network"), [("hospital-1", HOSPITAL), ("fl-server", SERVER)])
+@pytest.mark.parametrize("party", PARTIES)
+def test_the_committed_charts_are_what_is_made(kits: Path, tmp_path: Path, party: str) -> None:
+    made = make(kits / party, tmp_path / "chart", [PARTIES[party]])
+    listed = "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files(made).items())
+    )
+    golden = GOLDEN / f"{party}.sha256"
+    if os.environ.get("FAIRFLARE_UPDATE_GOLDEN"):
+        golden.write_text(listed, encoding="utf-8")
+    assert listed == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("party", "network"), PARTIES.items())
 def test_a_kit_is_only_read_and_its_key_is_in_no_file_of_the_chart(
     kits: Path, tmp_path: Path, party: str, network: str
 ) -> None:
@@ -109,3 +127,50 @@ def test_a_template_of_another_flare_is_refused(tmp_path: Path, line: str) -> No
         with pytest.raises(ChartError, match="not that of NVIDIA FLARE"):
             chart._edit(file, lines)
         assert file.read_text(encoding="utf-8") == text
+
+
+# ------------------------------------------------------------------------------------------------- what Helm made of it
+
+
+def documents(party: str) -> dict[str, Any]:
+    text = (GOLDEN / f"{party}.yaml").read_text(encoding="utf-8")
+    return {one["kind"]: one for one in yaml.safe_load_all(text) if one}
+
+
+@pytest.mark.parametrize("party", PARTIES)
+def test_a_pod_is_within_the_restricted_profile_of_kubernetes(party: str) -> None:
+    """Field by field, as the Pod Security Standards say it: a namespace may enforce ``restricted``."""
+    spec = documents(party)["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["securityContext"]["runAsNonRoot"] is container["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & spec.keys()
+    assert {one.keys() - {"name"} == {"persistentVolumeClaim"} or "emptyDir" in one for one in spec["volumes"]} == {
+        True
+    }
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["shareProcessNamespace"] is True  # else FLARE is process 1, and no signal stops it
+    assert {one["name"] for one in spec["volumes"]} == {one["name"] for one in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("party", PARTIES)
+def test_the_network_policy_allows_one_port(party: str) -> None:
+    found = documents(party)
+    policy, pod = found["NetworkPolicy"]["spec"], found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= pod.items()
+    assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
+    peer = [{"ipBlock": {"cidr": PARTIES[party]}}]
+    ports = [{"protocol": "TCP", "port": 8002}]
+    if party == "fl-server":
+        assert (policy["egress"], policy["ingress"]) == ([], [{"from": peer, "ports": ports}])
+        assert [one["port"] for one in found["Service"]["spec"]["ports"]] == [8002]
+        return
+    assert policy["ingress"] == []
+    server, names = policy["egress"]
+    assert server == {"to": peer, "ports": ports}
+    assert {one["port"] for one in names["ports"]} == {53}
+    assert "Service" not in found
