@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "poc/README.md", "provision/README.md", "provision/LIFE.md")
+PAGES = ("README.md", "poc/README.md", "provision/README.md", "provision/LIFE.md", "provision/deploy/README.md")
 #: Pages whose blocks build upon one another: they are run as one, in order.
-WALKS = {"provision/README.md", "provision/LIFE.md"}
+WALKS = {"provision/README.md", "provision/LIFE.md", "provision/deploy/README.md"}
 #: Commands that a test or a make target runs elsewhere, and that would run this test again.
 ELSEWHERE = {
     ".venv/bin/lint-imports": "make lint",
