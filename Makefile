@@ -87,7 +87,7 @@ wheelhouse: setup  ## all that an installation without internet needs, by hash, 
 
 # Helm, Checkov and others, about 700 MB in an environment of their own; no test of `make test` needs them.
 deploy: setup $(VENV)-deploy/.complete  ## check charts, image recipe and compose file with other people's validators
-	$(BIN)/python -m pytest -m "" tests/unit/deploy
+	FAIRFLARE_DEPLOY_TOOLS=$(abspath $(VENV)-deploy) $(BIN)/python -m pytest -m "" tests/unit/deploy
 
 $(VENV)-deploy/.complete: provision/deploy/validators.txt
 	$(PYTHON) -m venv --clear $(VENV)-deploy

@@ -26,7 +26,7 @@ from fairflare.policy import (
     strict_policy,
     write_policy,
 )
-from fairflare.policy.package import installed_digest
+from fairflare.policy.package import installed_digest, is_editable, wheel_digest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,6 +101,7 @@ def new(
     to.mkdir(parents=True, exist_ok=True)
     typer.echo(f"wrote {write_policy(to, made)}")
     if made.package is not None:
+        _note_editable()
         typer.echo("next step: compare 'package' with the wheel that all hospitals agreed on")
     elif template is Template.standard:
         typer.echo("advice: write what 'fairflare policy package' prints into 'package'; as it is, any version may run")
@@ -172,11 +173,14 @@ def package(
     itself: whoever may change its files can make it say anything. How to compute it from outside is told in
     provision/deploy/README.md.
     """
-    from fairflare.policy.package import is_editable, wheel_digest
-
-    if wheel is None and is_editable():
-        typer.echo("note: this is a tree of sources; its digest changes with every edit", err=True)
+    if wheel is None:
+        _note_editable()
     typer.echo(installed_digest() if wheel is None else wheel_digest(wheel))
+
+
+def _note_editable() -> None:
+    if is_editable():
+        typer.echo("note: the package is a tree of sources; its digest changes with every edit", err=True)
 
 
 @app.command()

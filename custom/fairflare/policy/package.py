@@ -99,6 +99,9 @@ def is_editable() -> bool:
 def _digest(files: dict[str, bytes]) -> str:
     if f"{_NAME}/__init__.py" not in files:
         _refuse("no package fairflare", "its folder, or its wheel")
+    if not all(name.isprintable() and "\\" not in name for name in files):
+        # A name with a line's end could stand for two files, and 'sha256sum' writes such a name in another way.
+        _refuse("a package with a name of a file that no screen shows", "plain files and folders")
     return hashlib.sha256("".join(_lines(files)).encode()).hexdigest()
 
 

@@ -126,6 +126,12 @@ def test_what_cannot_be_counted_is_refused(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "else").mkdir()
     (tree / "more").symlink_to(tmp_path / "else")
     assert "link to another folder" in refused(lambda: folder_digest(tree))
+    (tree / "more").unlink()
+    for name in ("gate.py\n" + "0" * 64 + "  fairflare\uff0fx.py", "a\\b.py"):
+        (tree / name).touch()
+        assert "no screen shows" in refused(lambda: folder_digest(tree))
+        (tree / name).unlink()
+    folder_digest(tree)
 
 
 STRANGE = ("fairflare.pth", "other/__init__.py", "fairflare-0.1.0.data/purelib/x.py", "fairflare/__pycache__/gate.pyc",
