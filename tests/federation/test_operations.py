@@ -23,9 +23,11 @@ from nvflare.lighter.utils import sign_folders
 
 from fairflare import presets
 from fairflare.engine.verify import verify_run
+from fairflare.flare.limits_file import LIMITS_NAME, STANDARD
 from fairflare.jobs import write_job
 from fairflare.plan import Plan
 from fairflare.record import RunRecord, read_record
+from fairflare.schema import pretty
 from tests.federation.provisioned import SERVER, Federation, federation, wait_until
 from tests.federation.support import SITES, changed, make_hospitals
 
@@ -252,14 +254,28 @@ def test_restarts_between_jobs_are_not_noticed(parties: Federation) -> None:
     assert {one.code for one in record.without} <= {"FF-RUN-ABSENT"}
 
 
+@contextlib.contextmanager
+def _never_by_itself(parties: Federation) -> Iterator[None]:
+    """A server whose operator wants to be asked before a run is gone on with."""
+    file = parties.kits[SERVER] / "local" / LIMITS_NAME
+    kept = file.read_bytes()
+    file.write_text(pretty(STANDARD.model_copy(update={"continuations": 0})), encoding="utf-8")
+    try:
+        yield
+    finally:
+        file.write_bytes(kept)
+
+
 @pytest.mark.slow
-def test_a_run_whose_server_died_can_be_gone_on_with(parties: Federation) -> None:
+def test_a_run_whose_server_died_can_be_gone_on_with_when_the_operator_says_so(parties: Federation) -> None:
     plan = _plan("server_dies", 4, rounds=4)
     job = _submit(parties, plan)
     parties.wait_for(job, "phase", task="train", round=1)
-    _kill_server(parties)
-    parties.wait_idle()  # no hospital's process goes on working for a server that is gone
-    assert parties.meta(job)["status"] == "RUNNING"  # FLARE never learns better; the record does not say so either
+    with _never_by_itself(parties):
+        _kill_server(parties)
+        parties.wait_idle()  # no hospital's process goes on working for a server that is gone
+        meta = parties.meta(job)
+    assert (meta["status"], "continued_as" in meta) == ("FINISHED:ABNORMAL", False)
     left = read_record(parties.progress(job).parent)
     assert (left.status, [line.round for line in left.rounds]) == ("running", [0])
     parties.resume_from(parties.progress(job).parent)

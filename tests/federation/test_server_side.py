@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from fairflare import presets
+from fairflare.engine.describe import record_sha256
 from fairflare.engine.local import answer
 from fairflare.engine.server import Phase
 from fairflare.engine.site import Site
@@ -22,9 +25,10 @@ from fairflare.flare.limits_file import LIMITS_NAME, STANDARD
 from fairflare.jobs import write_job
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog
+from fairflare.record import RunRecord, read_record
 from fairflare.schema import pretty
 from tests.federation.provisioned import SERVER, Federation, FederationError, federation, wait_until
-from tests.federation.support import ROOT, changed, fairflare, make_hospitals, replay
+from tests.federation.support import ROOT, changed, fairflare, local_run, make_hospitals, models, remembered, replay
 from tests.federation.support import SITES as FOUR
 
 pytestmark = pytest.mark.federation
@@ -210,5 +214,88 @@ def test_a_job_is_refused_while_the_server_has_no_room(parties: Federation) -> N
         file.write_bytes(kept)
 
 
+@pytest.mark.slow
+def test_a_job_waits_until_there_is_room(parties: Federation) -> None:
+    first = _submit(parties, _plan("before", 12, rounds=40))
+    waiting = parties.submit(write_job(_plan("waits", 13), parties.base / "drafts"))
+    file = parties.kits[SERVER] / "local" / LIMITS_NAME
+    kept = file.read_bytes()
+    file.write_text(pretty(STANDARD.model_copy(update={"quota_bytes": 1024**2, "reserve_bytes": 1024**2})), "utf-8")
+    try:
+        wait_until(lambda: "FF-SERVER-QUOTA" in str(parties.meta(waiting)) or None, 120, "refusal", interval=1.0)
+        assert parties.ended(first) == "FINISHED:COMPLETED"
+    finally:
+        file.write_bytes(kept)
+    assert parties.ended(waiting) == "FINISHED:COMPLETED"
+
+
 def _codes(parties: Federation) -> dict[str, str]:
     return {one["code"]: one["task"] for one in _health(parties)["refusals"]}
+
+
+# ------------------------------------------------------------------------------------------------------------ recovery
+
+
+def _kill_server(parties: Federation) -> None:
+    """The server's machine fails, and starts again."""
+    for pid in parties.processes(SERVER):
+        os.kill(pid, signal.SIGKILL)
+    parties.stop(SERVER)
+    parties.spawn(SERVER)
+
+
+def _continued(parties: Federation, job: str) -> str:
+    """The id of the job that goes on with one whose server ended."""
+
+    def look() -> str | None:
+        with contextlib.suppress(FederationError, subprocess.TimeoutExpired):  # the server is not there yet
+            meta = parties.meta(job)
+            assert meta["status"] in ("RUNNING", "FINISHED:ABNORMAL")
+            return str(meta["continued_as"]) if "continued_as" in meta else None
+        return None
+
+    return wait_until(look, 240, "continuation", interval=2.0)
+
+
+def _died(parties: Federation, plan: Plan, **phase: Any) -> tuple[RunRecord, RunRecord]:
+    """The record that a server left behind which was killed in a phase, and that of the job that went on."""
+    job = _submit(parties, plan)
+    parties.wait_for(job, "phase", **phase)
+    _kill_server(parties)
+    new = _continued(parties, job)
+    left = read_record(parties.progress(job).parent)
+    assert parties.ended(new, 240) == "FINISHED:COMPLETED"
+    return left, verify_run(parties.download(new))
+
+
+@pytest.mark.slow
+def test_a_masked_job_whose_server_is_killed_goes_on_by_itself_without_the_round_that_was_begun(
+    parties: Federation,
+) -> None:
+    plan = _plan("killed", 20, rounds=4)
+    left, record = _died(parties, plan, task="train", round=1)
+    assert (left.status, [line.round for line in left.rounds]) == ("running", [0])
+    assert [(lost.round, lost.code) for lost in record.lost_rounds] == [(1, "FF-RUN-INTERRUPTED")]
+    assert [line.round for line in record.rounds] == [0, 2, 3]
+    assert record.rounds[0].model_sha256 == left.rounds[0].model_sha256
+    assert [one.joined for one in record.sessions] == [SITES, SITES]
+    assert record.sessions[1].previous_record_sha256 == record_sha256(left)
+    assert record.final is not None
+    assert record.final.confirmed == SITES
+    for site in SITES:  # nobody was ever asked for the update of the round that was begun once more
+        assert {number for number, label in remembered(parties.store, site, plan) if label == "update"} == {0, 2, 3}
+
+
+@pytest.mark.slow
+def test_a_job_in_clear_goes_on_to_the_very_model_of_a_run_that_was_left_alone(
+    parties: Federation, catalog: DataCatalog, tmp_path: Path
+) -> None:
+    clear = {"update": "none", "statistics": "none", "masking": None}
+    plan = _plan("killed_in_clear", 21, rounds=4, protection=clear)
+    # Momentum is kept at sites only, so it begins anew with a session; without it a round depends on its number alone.
+    optimizer = {**plan.training.optimizer.model_dump(mode="json"), "state": "reset"}
+    plan = changed(plan, training={"optimizer": optimizer})
+    left, record = _died(parties, plan, task="train", round=2)
+    assert len(left.rounds) == 2
+    assert len(record.sessions) == 2
+    assert models(record) == models(local_run(plan, catalog, tmp_path / "alone"))

@@ -22,11 +22,6 @@ app = typer.Typer(
 ServerKit = Annotated[Path, typer.Argument(help="The server's start-up kit: the folder with startup/ and local/.")]
 
 
-@app.callback()
-def _group() -> None:
-    """Keep 'fairflare server' a group of commands."""
-
-
 class Form(str, Enum):
     """How it is printed."""
 
@@ -65,6 +60,36 @@ def health(
             break
     if not found.is_alive:
         raise typer.Exit(1)
+
+
+@app.command()
+def resume(
+    kit: ServerKit,
+    job: Annotated[str | None, typer.Argument(help="Id of a job that stopped; without it: stop asking.")] = None,
+) -> None:
+    """Let the next job go on with a run that stopped, when its researcher hands the same job in again.
+
+    For a run that stopped by itself, such as with too few hospitals. After the server's own end nothing need be said.
+    While it is asked for, jobs of other plans are refused: take it back ('server resume KIT') once the job has begun.
+    """
+    import json
+
+    from fairflare.engine.describe import verify_resumable
+    from fairflare.flare.continuation import kept_run
+    from fairflare.flare.names import RESUME
+    from fairflare.record import read_record
+
+    file = kit / "local" / RESUME
+    if job is None:
+        file.unlink(missing_ok=True)
+        typer.echo("no run is gone on with")
+        return
+    folder = kept_run(kit, job).resolve()
+    record = read_record(folder)
+    verify_resumable(record, record.plan)
+    file.write_text(json.dumps({"folder": str(folder)}) + "\n", encoding="utf-8")
+    typer.echo(f"{record.plan.name}: the next job of this plan goes on after {len(record.rounds)} complete rounds")
+    typer.echo("next step: its researcher hands the same job in again; then 'fairflare server resume' without a job")
 
 
 def _show(found: Health, form: Form, *, clear: bool) -> None:

@@ -190,10 +190,11 @@ def _refusals(found: Health) -> Part:
     if not found.refusals:
         return Part("Refusals", ("None that the server knows of.",))
     rows = tuple(
-        (one.code, one.task, one.job, ", ".join(one.sites) or "a person", str(one.times)) for one in found.refusals
+        (one.code, one.task, one.job, ", ".join(one.sites) or _NOBODY.get(one.task, "-"), str(one.times))
+        for one in found.refusals
     )
     heads = ("code", "of", "job", "whose", "times")
-    note = "By code; what a code means, and what to do, is in provision/README.md. A site's own log has the reason."
+    note = "By code; provision/README.md and provision/server/README.md say what each means. A site's own log has why."
     return Part("Refusals", (note,), grids=(Grid("Refusals", heads, rows, frozenset({0, 1, 2, 3})),))
 
 
@@ -212,5 +213,7 @@ def _certificates(found: Health) -> Part:
     return Part("Certificates", grids=(Grid("Certificates of this kit", ("file", "ends", "days left"), rows, _TWO),))
 
 
+#: Whose a refusal is that is no site's.
+_NOBODY: Final = {"submit": "a person"}
 _ALL: Final = frozenset(range(7))
 _TWO: Final = frozenset({0, 1})

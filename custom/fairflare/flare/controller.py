@@ -31,6 +31,7 @@ from fairflare.engine.store import read_best, read_checkpoint
 from fairflare.errors import FairFlareError
 from fairflare.flare import limits, wire
 from fairflare.flare.aggregator import SITE, FlexFairAggregator
+from fairflare.flare.continuation import run_to_go_on_with
 from fairflare.flare.executor import PLAN
 from fairflare.flare.identities import server_cipher, server_trust
 from fairflare.flare.names import RESUME
@@ -82,14 +83,15 @@ class FairFlareController(Controller):  # type: ignore[misc]
         self._aggregator = aggregator
         try:
             plan = read_plan(Path(workspace.get_app_config_dir(job)) / PLAN)
-            self._without = read_without(Path(workspace.get_run_dir(job)))
+            run = Path(workspace.get_run_dir(job))
+            self._without = read_without(run)
             own = Path(workspace.get_site_config_dir())
-            earlier, best = _earlier(own / RESUME)
+            earlier, best = _earlier(run_to_go_on_with(run.parent, job, _asked(own / RESUME)))
             software = {**local.software(), "nvflare": nvflare.__version__}
             startup = Path(workspace.get_startup_kit_dir())
             trust, cipher = server_trust(startup), server_cipher(plan, startup, own)
             start = Start(secrets.token_hex(16), "flare", software, earlier, best, own / WEIGHTS, trust, cipher)
-            self._coordinator = coordinator_of(plan, Path(workspace.get_run_dir(job)) / "fairflare", start)
+            self._coordinator = coordinator_of(plan, run / "fairflare", start)
         except FairFlareError as problem:
             self.system_panic(str(problem), fl_ctx)
 
@@ -206,11 +208,15 @@ def _hold_requests_until_there_is_a_task(fl_ctx: FLContext) -> None:
         runner._try_to_get_task = partial(runner._try_to_get_task, timeout=_HOLD, retry_interval=_HOLD / 100)
 
 
-def _earlier(file: Path) -> tuple[tuple[RunRecord, Vector | None, str] | None, Vector | None]:
+def _asked(file: Path) -> Path | None:
+    """The run that the server's operator asks to go on from."""
+    return Path(json.loads(file.read_text(encoding="utf-8"))["folder"]) if file.exists() else None
+
+
+def _earlier(folder: Path | None) -> tuple[tuple[RunRecord, Vector | None, str] | None, Vector | None]:
     """The run to go on from, and its best model so far."""
-    if not file.exists():
+    if folder is None:
         return None, None
-    folder = Path(json.loads(file.read_text(encoding="utf-8"))["folder"])
     record, model = read_checkpoint(folder)
     return (record, model, record_sha256(record)), read_best(folder, record)
 

@@ -35,6 +35,8 @@ class Limits(StrictModel):
         Messages of one party, frames of longer messages and receipts included.
     bytes_per_minute
         Bytes of one party.
+    continuations
+        How often a run is gone on with by itself after the server ended in the middle of it; 0: never.
     """
 
     format: Literal["fairflare/limits/1"]
@@ -42,12 +44,13 @@ class Limits(StrictModel):
     reserve_bytes: _Bytes
     messages_per_minute: Annotated[int, Field(ge=1000, le=2**31)]
     bytes_per_minute: _Bytes
+    continuations: Annotated[int, Field(ge=0, le=100)]
 
 
 #: What a kit is made with.
 STANDARD: Final = Limits(
     format=LIMITS_FORMAT, quota_bytes=50 * 1024**3, reserve_bytes=1024**3, messages_per_minute=60_000,
-    bytes_per_minute=16 * 1024**3,
+    bytes_per_minute=16 * 1024**3, continuations=2,
 )  # fmt: skip
 
 

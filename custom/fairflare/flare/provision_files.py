@@ -33,6 +33,7 @@ VETOES = "fairflare.flare.vetoes.VetoNotes"
 PRESENCE = "fairflare.flare.presence.ServerPresence"
 LIMITS = "fairflare.flare.limits.ServerLimits"
 QUOTA = "fairflare.flare.quota.ServerQuota"
+RECOVERY = "fairflare.flare.recovery.ServerRecovery"
 KIT = "fairflare.flare.kit.KitCheck"
 STORAGE = "fairflare.flare.storage.KitStorage"
 
@@ -291,6 +292,7 @@ def _server_resources(resources: dict[str, Any], settings: Settings) -> dict[str
     made["components"].append({"id": "quota", "path": QUOTA, "args": {}})
     made["components"].append({"id": "limits", "path": LIMITS, "args": {}})
     made["components"].append({"id": "presence", "path": PRESENCE, "args": {}})
+    made["components"].append({"id": "recovery", "path": RECOVERY, "args": {}})
     return made
 
 

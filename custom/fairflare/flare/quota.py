@@ -19,8 +19,8 @@ from fairflare.flare.health import kit_size
 from fairflare.flare.limits_file import Limits, read_limits
 from fairflare.flare.presence import REFUSALS
 
-#: FLARE's event -> what it is about, for the list of refusals.
-_ASKS: Final = {EventType.SUBMIT_JOB: "submit", EventType.BEFORE_CHECK_CLIENT_RESOURCES: "begin"}
+#: A job is handed in; a job is about to begin.
+_ASKS: Final = (EventType.SUBMIT_JOB, EventType.BEFORE_CHECK_CLIENT_RESOURCES)
 _LOG = logging.getLogger("fairflare.quota")
 
 
@@ -29,8 +29,7 @@ class ServerQuota(FLComponent):  # type: ignore[misc]
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Refuse a job that is handed in, or that is about to begin, by FLARE's own way to do so; never raises."""
-        task = _ASKS.get(event_type)
-        if task is None:
+        if event_type not in _ASKS:
             return
         earlier = fl_ctx.get_prop(FLContextKey.JOB_BLOCK_REASON)
         if earlier and not str(earlier).startswith(ServerError.prefix):
@@ -46,7 +45,8 @@ class ServerQuota(FLComponent):  # type: ignore[misc]
         except Exception as problem:
             _LOG.warning("FF-SERVER-QUOTA: %s", type(problem).__name__)
             code, reason = "FF-SERVER-QUOTA", "FF-SERVER-QUOTA: the server could not find out whether it has room"
-        REFUSALS.note("", task, code)
+        if event_type == EventType.SUBMIT_JOB:  # of one that waits, FLARE's own history tells it
+            REFUSALS.note("", "submit", code)
         fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, reason, private=True, sticky=False)
 
 

@@ -22,6 +22,7 @@ VETO_NOTES: Final = "fairflare.flare.vetoes.VetoNotes"
 PRESENCE: Final = "fairflare.flare.presence.ServerPresence"
 LIMITS: Final = "fairflare.flare.limits.ServerLimits"
 QUOTA: Final = "fairflare.flare.quota.ServerQuota"
+RECOVERY: Final = "fairflare.flare.recovery.ServerRecovery"
 #: Parts of a kit that look at things besides validator and shutters.
 _OWN: Final[Mapping[str, tuple[str, ...]]] = {
     "server": (INTAKE, KIT_CHECK, VETO_NOTES, LIMITS, QUOTA),
@@ -41,6 +42,7 @@ KIT_CLASSES: Final = frozenset(
         PRESENCE,
         LIMITS,
         QUOTA,
+        RECOVERY,
         "fairflare.flare.storage.KitStorage",
         "nvflare.apis.impl.job_def_manager.SimpleJobDefManager",
         "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher",
