@@ -35,8 +35,11 @@ from fairflare.errors import FairFlareError, KitError
 from fairflare.policy.revoked import REVOKED_NAME, Revoked, read_revoked
 
 CODE: Final = "FF-KIT-REVOKED"
-#: Names under which the server's own processes speak; FLARE signs their tokens itself.
-_OWN: Final = ("server", AUTH_CLIENT_NAME_FOR_SJ)
+#: Names under which the server's own processes speak, and their tokens, which FLARE signs itself. Whole ones: FLARE's
+#: signature runs over name and token without a mark between them, so a site "server-1" could speak as "server".
+_OWN: Final = MappingProxyType(
+    {"server": re.compile("server"), AUTH_CLIENT_NAME_FOR_SJ: re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")}
+)
 _TOKEN: Final = re.compile(r"[0-9a-f-]{36}\.([0-9a-f]{1,40})")
 _TOKEN_HEADER: Final = CellMessageHeaderKeys.TOKEN
 _LOG = logging.getLogger("fairflare.revocation")
@@ -99,10 +102,13 @@ def allows(revoked: Revoked | None, name: object, token: object) -> bool:
     """
     if revoked is None:
         return False
-    serial = _TOKEN.fullmatch(token) if isinstance(token, str) else None
+    if not isinstance(token, str) or not isinstance(name, str):
+        return not revoked.serials
+    serial = _TOKEN.fullmatch(token)
     if serial is not None:
         return int(serial.group(1), 16) not in revoked.serials
-    return not revoked.serials or name in _OWN
+    own = _OWN.get(name)
+    return not revoked.serials or (own is not None and own.fullmatch(token) is not None)
 
 
 class _Gates:

@@ -32,6 +32,9 @@ UUID = "0f572ebe-d81a-42ad-af2b-e947deaa1734"
         (LISTED, "hospital-1", 7, False),
         (LISTED, "server", "server", True),
         (LISTED, "server_job", UUID, True),
+        (LISTED, "server", f"-1{UUID}.abc", False),  # what FLARE signed for a site "server-1"
+        (LISTED, "server_job", f"s{UUID}", False),
+        (LISTED, None, UUID, False),
         (LISTED, "server_job", f"{UUID}.abc", False),  # a site that has called itself so
         (None, "hospital-1", f"{UUID}.abd", False),  # a list that cannot be believed
         (None, "server", "server", False),
