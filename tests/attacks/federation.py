@@ -178,7 +178,7 @@ class Federation:
         for name, values in vectors.items():
             words = values.copy()
             (seen.uploads[name],) = self.sites[name].upload([(seen.number, words)], inputs, query)
-            words = self.sites[name].sent(seen.number)
+            words = self.sites[name].sealed(seen.number, words)
             seen.words[name] = words
             if add:
                 self.server.verify_upload(name, seen.number, seen.uploads[name].encoded(), words)

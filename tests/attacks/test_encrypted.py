@@ -139,6 +139,23 @@ def test_a_site_whose_cipher_is_not_the_parameters_sends_nothing() -> None:
         with refused("CIPHER"):
             federation.uploaded(vectors(federation.names, 64), "risk")
         assert {site._steps[0].phase for site in federation.sites.values()} == {"keyed"}
+        words = vectors(federation.names, 64)[VICTIM]
+        with refused("CIPHER"):  # before anything is masked or written down: the question is not spent
+            federation.sites[VICTIM].upload([(0, words)], b"d" * 32, "train")
+        assert np.array_equal(words, vectors(federation.names, 64)[VICTIM])
+
+
+def test_ciphertexts_are_handed_out_once_and_not_before_they_are_signed() -> None:
+    """Nor does a session keep what it has sent: of an update that would be the size of the model, every round."""
+    federation = sealed(3)
+    values = vectors(federation.names, 64)
+    site, seen = federation.sites[VICTIM], federation.to_upload("risk")
+    with refused("STATE"):
+        site.sealed(seen.number, values[VICTIM])
+    federation.upload(seen, values)
+    with refused("STATE"):
+        site.sealed(seen.number, values[VICTIM])
+    assert site._steps[seen.number].sealed is None
 
 
 def test_words_in_clear_are_no_payload_of_an_encrypted_vector() -> None:

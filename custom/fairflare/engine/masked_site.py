@@ -315,7 +315,7 @@ class MaskedSite(SiteProtection):
             self._trained, self._state = message.round, session.view_of(self._steps[UPDATE])
         for (number, _), one in zip(order, signed, strict=True):
             self._answers.append(Item("upload", number, one.encoded()))
-        sent = {label: session.sent(number) for label, (number, _) in zip(words, order, strict=True)}
+        sent = {label: session.sealed(*one) for label, one in zip(words, order, strict=True)}
         return {label: Payload(values, None) for label, values in sent.items()}
 
     def _encoded(self, label: str, vectors: Mapping[str, Weighted], message: Message) -> Words:

@@ -131,7 +131,7 @@ class SiteSession(DealingSite):
     def upload(self, vectors: Sequence[tuple[int, Words]], inputs: bytes, query: str) -> list[Signed]:
         """Mask each (step number, words) in place and sign UP for it; all of one task are committed together.
 
-        What is sent is then to be had from :meth:`sent`.
+        What a vector with a cipher is sent as is then to be had from :meth:`sealed`.
 
         Parameters
         ----------
@@ -160,8 +160,10 @@ class SiteSession(DealingSite):
             self._mask(one, view, words)
             closed = one.vector.mode == "closed"
             opener = self._opener_of(one.vector)
-            one.sent = words if opener is None else opener.encrypt(words.astype(np.uint64, copy=False))
-            payload = sha256(one.sent.tobytes()) if closed else b""
+            sent: Sent = words
+            if opener is not None:
+                sent = one.sealed = opener.encrypt(words.astype(np.uint64, copy=False))
+            payload = sha256(sent.tobytes()) if closed else b""
             one.view, one.phase = view, "uploaded"
             one.upload = self._signed(Upload(view, self.index, one.vector.length, payload).encoded())
             if closed:  # nothing is left to reveal
@@ -169,12 +171,15 @@ class SiteSession(DealingSite):
             result.append(one.upload)
         return result
 
-    def sent(self, number: int) -> Sent:
-        """What an uploaded step's vector travels as: masked words, encrypted where the plan says so."""
+    def sealed(self, number: int, words: Words) -> Sent:
+        """What the masked ``words`` of an uploaded step travel as: themselves, or once, their encrypted form."""
         one = self._known(number)
-        if one.sent is None:
-            refuse("STATE", "what was sent in a step without an upload", "the upload first")
-        return one.sent
+        if not one.vector.cipher:
+            return words
+        sealed, one.sealed = one.sealed, None
+        if sealed is None:
+            refuse("STATE", "ciphertexts of a step without an upload, or that were fetched", "the upload first, once")
+        return sealed
 
     def _opener_of(self, vector: VectorParams) -> Opener | None:
         """The cipher of a vector that has one; ``FF-SECAGG-CIPHER`` for another one than the parameters name."""

@@ -58,13 +58,13 @@ class SiteStep:
     dealers: bytes = b""
     view: bytes = b""
     upload: Signed | None = None
-    sent: Sent | None = None
+    sealed: NDArray[np.uint8] | None = field(default=None, repr=False)
     confirm: bytes = b""
     survivors: tuple[int, ...] = ()
 
     def erase(self) -> None:
         """Forget every secret; the step can never go on."""
-        self.mask = self.self_mask = self.own_share = None
+        self.mask = self.self_mask = self.own_share = self.sealed = None
         self.held = {}
         self.phase = "over"
 

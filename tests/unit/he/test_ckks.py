@@ -126,6 +126,8 @@ def test_a_record_that_claims_other_parameters_is_not_believed() -> None:
     lies = (
         FLARE,
         Parameters(poly_modulus_degree=4096, coeff_mod_bit_sizes=(55, 54), scale_bits=30),
+        Parameters(poly_modulus_degree=4096, coeff_mod_bit_sizes=(53, 54), scale_bits=30),
+        Parameters(poly_modulus_degree=4096, coeff_mod_bit_sizes=(54, 53), scale_bits=30),
         Parameters(poly_modulus_degree=4096, coeff_mod_bit_sizes=(54, 54), scale_bits=31),
     )
     for lie in lies:
@@ -247,6 +249,20 @@ def test_bytes_that_are_no_ciphertext_of_the_session_are_refused(kind: str) -> N
         cipher().total([cipher().encrypt(words(1, 1)[0]), _hostile()[kind]], 1)
     allowed = {"FF-HE-FORM", "FF-HE-SLOTS"} if kind == "its coefficients changed" else {"FF-HE-FORM"}
     assert caught.value.code in allowed
+
+
+@pytest.mark.parametrize("kind", ["fewer slots", "another scale", "two ciphertexts in one", "of other parameters"])
+def test_they_are_refused_before_they_are_added_to_anything(kind: str) -> None:
+    with refused("FORM"):
+        cipher().total([_hostile()[kind]], 1)
+
+
+def test_a_ciphertext_of_a_lower_level_is_refused() -> None:
+    """Its modulus is smaller than that for which there is room."""
+    data = (ts.ckks_vector(context_of(FLARE), [1.0] * FLARE.slots) * ([1.0] * FLARE.slots)).serialize()
+    assert len(data) < FLARE.sizes[0]
+    with refused("FORM"):
+        cipher(FLARE).total([_bytes(len(data).to_bytes(4, "big") + data)], 1)
 
 
 @settings(max_examples=60, deadline=None)
