@@ -61,6 +61,13 @@ EVERY_DEPLOYMENT = {
     "        {{- end }}\n",
     "              mountPath: {{ .Values.persistence.workspace.mountPath }}\n": "              mountPath: "
     "{{ .Values.persistence.workspace.mountPath }}\n"
+    # The hospital writes its will and its key; a process that somebody broke into does not.
+    '            {{- range list "startup" "local" }}\n'
+    "            - name: {{ $.Values.persistence.workspace.volumeName }}\n"
+    "              mountPath: {{ $.Values.persistence.workspace.mountPath }}/{{ . }}\n"
+    "              subPath: {{ . }}\n"
+    "              readOnly: true\n"
+    "            {{- end }}\n"
     "            - name: tmp\n"
     "              mountPath: /tmp\n"
     "            {{- range $name, $one := .Values.fairflare.claims }}\n"

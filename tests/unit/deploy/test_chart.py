@@ -155,6 +155,11 @@ def test_a_pod_is_within_the_restricted_profile_of_kubernetes(party: str) -> Non
     assert spec["automountServiceAccountToken"] is False
     assert spec["shareProcessNamespace"] is True  # else FLARE is process 1, and no signal stops it
     assert {one["name"] for one in spec["volumes"]} == {one["name"] for one in container["volumeMounts"]}
+    written = {one["mountPath"] for one in container["volumeMounts"] if not one.get("readOnly")}
+    assert written == {"/opt/fairflare/kit", "/tmp", *(["/var/lib/fairflare"] if party == "hospital-1" else [])}  # noqa: S108
+    assert {f"/opt/fairflare/kit/{one}" for one in ("startup", "local")} <= {
+        one["mountPath"] for one in container["volumeMounts"]
+    }
 
 
 @pytest.mark.parametrize("party", PARTIES)

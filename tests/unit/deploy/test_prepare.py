@@ -19,7 +19,11 @@ from typing import Any
 import pytest
 
 from fairflare.audit.auditor import audit_kit
+from fairflare.errors import KitError
 from fairflare.flare import topics
+from fairflare.flare.harden import harden_own
+from fairflare.flare.kit_state import verify_start
+from fairflare.flare.provision_files import Settings
 from fairflare.policy import standard_policy, write_policy
 
 Prepare = Callable[[Path, str], Path]
@@ -131,6 +135,24 @@ def test_flares_own_check_of_signatures_still_holds(kit: Path, prepare: Prepare,
     assert loaded(start) == "OK"
     start.write_bytes(start.read_bytes() + b"\n")
     assert loaded(start) == "INVALID_SIGNATURE"
+
+
+@EACH
+@BOTH
+def test_a_prepared_kit_starts_only_once_its_holder_has_signed_it(
+    kit: Path, prepare: Prepare, runtime: str, party: str
+) -> None:
+    verify_start(kit)
+    prepared = prepare(kit, runtime)
+    with pytest.raises(KitError, match=r"FF-KIT-(ADDED|MISSING)"):
+        verify_start(prepared)
+    before = resources(prepared)
+    role, name = harden_own(prepared, Settings())
+    verify_start(prepared)
+    assert (role, name) == ("server" if party == "fl-server" else "site", party)
+    assert f"{runtime}_launcher" in {one["id"] for one in resources(prepared)["components"]}
+    if party == "hospital-1":
+        assert resources(prepared) == before  # what FLARE left in the file is as a hardened kit has it
 
 
 @EACH

@@ -142,7 +142,8 @@ def test_compose_takes_the_compose_file(tmp_path: Path) -> None:
     assert "ports" not in found
     assert not any("docker.sock" in one["source"] for one in found["volumes"])
     assert {one["target"]: one.get("read_only", False) for one in found["volumes"]} == {
-        "/opt/fairflare/kit": False, "/var/lib/fairflare/hospital-1": False, "/data": True,
+        "/opt/fairflare/kit": False, "/opt/fairflare/kit/startup": True, "/opt/fairflare/kit/local": True,
+        "/var/lib/fairflare/hospital-1": False, "/data": True,
     }  # fmt: skip
     broken = tmp_path / "compose.yaml"
     written = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
