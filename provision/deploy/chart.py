@@ -174,7 +174,7 @@ def make(kit: Path, to: Path, networks: Sequence[str], config: Path = CONFIG) ->
     Raises
     ------
     ChartError
-        No such kit, no network, or FLARE's chart has another form than that of 2.9.
+        No such kit, no network, an image without a digest, or FLARE's chart has another form than that of 2.9.
     """
     if to.exists():
         raise ChartError(f"got a folder that is there already: {to.name}. Next step: remove it, or name another")
@@ -257,6 +257,11 @@ def _port(start: Path) -> int:
 
 def _harden_values(file: Path, role: str, cidrs: Sequence[str], port: int) -> None:
     values: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not values["image"]["repository"].endswith("@sha256"):
+        raise ChartError(
+            "got an image by its tag, expected name@sha256:digest: what a tag means can be changed by others"
+        )
+    values["image"]["pullPolicy"] = "IfNotPresent"  # under a digest there is never anything newer
     workspace = values["persistence"]["workspace"]["mountPath"]
     values["serviceAccount"] = {"create": False}
     values["rbac"] = {"create": False}

@@ -103,6 +103,11 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_left(kits: Path, tmp_path
     to.mkdir()
     with pytest.raises(ChartError, match="there already"):
         make(site, to, [HOSPITAL])
+    tagged = tmp_path / "tagged.yaml"
+    tagged.write_text("runtime: k8s\nparent: {docker_image: 'r.example.org/x:1'}\n", encoding="utf-8")
+    with pytest.raises(ChartError, match="an image by its tag"):
+        make(site, tmp_path / "other", [HOSPITAL], config=tagged)
+    assert not (tmp_path / "other").exists()
     with pytest.raises(ChartError, match="nvflare deploy prepare"):
         make(site, tmp_path / "other", [HOSPITAL], config=tmp_path / "none.yaml")
 
