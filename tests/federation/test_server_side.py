@@ -27,6 +27,8 @@ from fairflare.plan import Plan
 from fairflare.policy import DataCatalog
 from fairflare.record import RunRecord, read_record
 from fairflare.schema import pretty
+from tests.benchmarks.masked_rounds import protected
+from tests.benchmarks.subjects import resnet_plan
 from tests.federation.provisioned import SERVER, Federation, FederationError, federation, wait_until
 from tests.federation.support import ROOT, changed, fairflare, local_run, make_hospitals, models, remembered, replay
 from tests.federation.support import SITES as FOUR
@@ -35,6 +37,8 @@ pytestmark = pytest.mark.federation
 
 SITES = (*FOUR, "hospital-5")
 ILL, VETO = "hospital-4", "hospital-3"
+#: Forty-five megabytes of masked words from every hospital, and as many down.
+LARGE = protected(resnet_plan(16, 1, 3), "masked")
 #: A number of records that nothing else on a page is likely to be.
 RECORDS = 137
 
@@ -42,7 +46,10 @@ RECORDS = 137
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> DataCatalog:
     base = tmp_path_factory.mktemp("hospitals")
-    return make_hospitals(base, presets.shipped("heart_flexfair"), SITES, RECORDS)
+    heart = make_hospitals(base / "heart", presets.shipped("heart_flexfair"), SITES, RECORDS)
+    skin = make_hospitals(base / "skin", LARGE, SITES, 30)
+    both = {site: {**(heart.sites or {})[site], **(skin.sites or {})[site]} for site in SITES}
+    return DataCatalog(format=heart.format, data_sets=None, sites=both)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +157,17 @@ def _verify_live(live: dict[str, Any], job: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- limits
+
+
+@pytest.mark.slow
+def test_a_large_model_is_not_taken_for_too_much(parties: Federation) -> None:
+    job = _submit(parties, changed(LARGE, federation={"task_timeout_seconds": 240.0}))
+    assert parties.ended(job, 400) == "FINISHED:COMPLETED"
+    record = verify_run(parties.download(job))
+    assert record.final is not None
+    assert record.final.confirmed == SITES
+    assert not [one for one in _health(parties)["refusals"] if one["job"] == LARGE.name]
+    assert "FF-LIMIT" not in parties.log(SERVER).read_text("utf-8", "replace")
 
 
 def _armed(how: str) -> Callable[[dict[str, Any]], None]:

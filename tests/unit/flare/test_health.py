@@ -183,10 +183,12 @@ def test_what_cannot_be_read_is_left_out(server: Path) -> None:
     assert [(one.id, one.round) for one in there.jobs] == [(RUNNING, None), (ENDED, None)]
 
 
-def test_a_large_file_in_an_archive_is_not_read(server: Path) -> None:
+@pytest.mark.parametrize(("more", "read"), [(0, True), (1024 * 1024, False)])
+def test_a_large_file_in_an_archive_is_not_read(more: int, read: bool, server: Path) -> None:
+    text = (server / RUNNING / "fairflare" / STATE_NAME).read_text(encoding="utf-8")
     with zipfile.ZipFile(server / "store" / "jobs" / ENDED / "workspace", "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("fairflare/state.json", " " * (1024 * 1024 + 1))
-    assert job(found(server), ENDED).round is None
+        packed.writestr("fairflare/state.json", text + " " * more)
+    assert (job(found(server), ENDED).round is not None) == read
 
 
 def test_the_disk_is_the_whole_kit(server: Path) -> None:

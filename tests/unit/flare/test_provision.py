@@ -31,7 +31,9 @@ from nvflare.lighter.constants import CtxKey
 from nvflare.lighter.utils import verify_folder_signature
 from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory, FLAuthorizer
 
+from fairflare import schema
 from fairflare.flare import provision_files as files
+from fairflare.flare.limits_file import LIMITS_NAME, STANDARD, read_limits
 from fairflare.flare.provision import HardeningBuilder
 from fairflare.jobs import AGGREGATOR, CONTROLLER, EXECUTOR
 from fairflare.policy import read_catalog, read_policy, standard_policy
@@ -257,6 +259,16 @@ def test_hardening_again_changes_nothing(kits: Path, tmp_path: Path) -> None:
         files.harden_local(kit / "local", kind, name, read_roster(kits / SITE), files.Settings())
         files.harden_start(kit / "startup")
         assert {file: file.read_bytes() for file in kit.rglob("*") if file.is_file()} == before
+
+
+def test_hardening_again_leaves_the_operators_own_limits(kits: Path, tmp_path: Path) -> None:
+    kit = Path(shutil.copytree(kits / SERVER, tmp_path / SERVER))
+    assert read_limits(kit / "local") == STANDARD
+    own = STANDARD.model_copy(update={"continuations": 0})
+    (kit / "local" / LIMITS_NAME).write_text(schema.pretty(own), encoding="utf-8")
+    files.harden_local(kit / "local", "server", SERVER, read_roster(kits / SITE), files.Settings())
+    assert read_limits(kit / "local") == own
+    assert not (kits / SITE / "local" / LIMITS_NAME).exists()
 
 
 def test_deploying_with_containers_keeps_the_hardening(kits: Path, tmp_path: Path) -> None:
