@@ -24,6 +24,7 @@ from fairflare.he.parameters import CLIENT_CONTEXT, RECORD_NAME, SERVER_CONTEXT
 from fairflare.jobs import write_job
 from fairflare.plan import Plan
 from fairflare.policy import DataCatalog
+from poc.federation import Poc
 from tests.federation.provisioned import SERVER, Federation
 from tests.federation.support import SITES, changed, local_run, make_hospitals, models
 
@@ -33,17 +34,30 @@ ROUNDS = 2
 BUILDER = {"path": "nvflare.lighter.impl.he.HEBuilder", "args": {}}
 
 
+def _with_builder(project: Path) -> Path:
+    data = yaml.safe_load(project.read_text(encoding="utf-8"))
+    at = next(place for place, one in enumerate(data["builders"]) if one["path"].endswith("HardeningBuilder"))
+    data["builders"].insert(at, BUILDER)
+    project.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return project
+
+
 class ByProvisioner(Federation):
     """HEBuilder stands where ``provision/project.yml`` has it, with FLARE's own parameters."""
 
     folder = "startup"
 
     def _provision(self, project: Path) -> Path:
-        data = yaml.safe_load(project.read_text(encoding="utf-8"))
-        at = next(place for place, one in enumerate(data["builders"]) if one["path"].endswith("HardeningBuilder"))
-        data["builders"].insert(at, BUILDER)
-        project.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
-        return super()._provision(project)
+        return super()._provision(_with_builder(project))
+
+
+class InPoc(Poc):
+    """The same in a workspace of ``nvflare poc``, which starts everybody itself."""
+
+    folder = "startup"
+
+    def _provision(self, project: Path) -> Path:
+        return super()._provision(_with_builder(project))
 
 
 class ByHospitals(Federation):
@@ -69,11 +83,14 @@ def _fairflare(*words: object) -> None:
 
 
 @contextmanager
-def running(kind: type[Federation], base: Path, catalog: DataCatalog) -> Iterator[Federation]:
+def running(kind: type[Federation | Poc], base: Path, catalog: DataCatalog) -> Iterator[Federation | Poc]:
     parties = kind(base, catalog)
     try:
-        parties.start(SERVER)
-        parties.start(*parties.sites)
+        if isinstance(parties, Poc):
+            parties.start()
+        else:
+            parties.start(SERVER)
+            parties.start(*parties.sites)
         yield parties
     finally:
         parties.stop()
@@ -83,11 +100,11 @@ def running(kind: type[Federation], base: Path, catalog: DataCatalog) -> Iterato
 class Ended:
     plan: Plan
     catalog: DataCatalog
-    parties: Federation
+    parties: Federation | Poc
     folder: Path
 
 
-@pytest.fixture(scope="module", params=[ByProvisioner, ByHospitals])
+@pytest.fixture(scope="module", params=[ByProvisioner, ByHospitals, InPoc])
 def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     base = tmp_path_factory.mktemp(request.param.__name__)
     plan = changed(
