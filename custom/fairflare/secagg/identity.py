@@ -265,7 +265,10 @@ class Trust:
         for certificate in (leaf, issuer):
             _check_period(name, certificate, self.now())
         if leaf.serial_number in self.revoked:
-            _refuse_revoked(name)
+            _refuse(
+                "REVOKED", name, "a certificate that the project's root has revoked", "the site's certificate of today",
+                "telephone that hospital: either it still uses its old kit, or somebody else uses its old key",
+            )  # fmt: skip
         _check_constraints(name, leaf)
         if self.kind == KIT:
             _check_role(name, leaf)
@@ -365,46 +368,33 @@ def _called(name: str) -> str:
     return repr(name[:64])
 
 
-def _refuse_certificate(name: str, got: str) -> NoReturn:
+def _refuse(code: str, name: str, got: str, expected: str, next_step: str) -> NoReturn:
     raise SecaggError(
-        "FF-SECAGG-CERTIFICATE",
-        got=f"for site {_called(name)}: {got}",
-        expected=f"the site's own certificate: by the project's root, valid today, RSA of {SHORTEST_KEY} bits or more",
-        next_step="check that all sites have start-up kits of the same project, and renew what has expired",
+        f"FF-SECAGG-{code}", got=f"for site {_called(name)}: {got}", expected=expected, next_step=next_step
     ) from None
 
 
+def _refuse_certificate(name: str, got: str) -> NoReturn:
+    _refuse(
+        "CERTIFICATE", name, got,
+        f"the site's own certificate: by the project's root, valid today, RSA of {SHORTEST_KEY} bits or more",
+        "check that all sites have start-up kits of the same project, and renew what has expired",
+    )  # fmt: skip
+
+
 def _refuse_role(name: str, got: str) -> NoReturn:
-    raise SecaggError(
-        "FF-SECAGG-ROLE",
-        got=f"for site {_called(name)}: the certificate of {got}",
-        expected="the certificate of a site (a FLARE client)",
-        next_step="let only the sites' own start-up kits join; ask the provisioner who holds this certificate",
-    )
+    next_step = "let only the sites' own start-up kits join; ask the provisioner who holds this certificate"
+    _refuse("ROLE", name, f"the certificate of {got}", "the certificate of a site (a FLARE client)", next_step)
 
 
 def _refuse_pin(name: str, got: str) -> NoReturn:
-    raise SecaggError(
-        "FF-SECAGG-PIN",
-        got=f"for site {_called(name)}: {got}",
-        expected="the hex SHA-256 of the key that the site's policy pins for this name",
-        next_step="ask that hospital for the fingerprint of its key, not by way of the server, and correct the policy",
-    )
-
-
-def _refuse_revoked(name: str) -> NoReturn:
-    raise SecaggError(
-        "FF-SECAGG-REVOKED",
-        got=f"for site {_called(name)}: a certificate that the project's root has revoked",
-        expected="the certificate that this site has now",
-        next_step="telephone that hospital: either it still uses its old kit, or somebody else uses its old key",
-    )
+    _refuse(
+        "PIN", name, got, "the hex SHA-256 of the key that the site's policy pins for this name",
+        "ask that hospital for the fingerprint of its key, not by way of the server, and correct the policy",
+    )  # fmt: skip
 
 
 def _refuse_kind(name: str, expected: str) -> NoReturn:
-    raise SecaggError(
-        "FF-SECAGG-IDENTITY",
-        got=f"for site {_called(name)}: {'a development' if expected == KIT else 'no development'} identity",
-        expected=f"an identity of kind {expected!r}",
-        next_step="use start-up kits at every site, or development identities at every site of a simulator",
-    )
+    got = f"{'a development' if expected == KIT else 'no development'} identity"
+    next_step = "use start-up kits at every site, or development identities at every site of a simulator"
+    _refuse("IDENTITY", name, got, f"an identity of kind {expected!r}", next_step)
