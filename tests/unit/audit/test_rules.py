@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from fairflare import schema
 from fairflare.audit.auditor import audit_job, audit_kit
 from fairflare.audit.findings import Report
 from fairflare.audit.folder import Entry, Folder
 from fairflare.audit.rule import Check, Outcome, Severity
 from fairflare.audit.rules import RULES
+from fairflare.he.parameters import SMALL
 from fairflare.plan import Plan
 from tests.unit.audit import kits
 from tests.unit.audit.kits import Authority, edit, edit_policy
+from tests.unit.he.contexts import contexts
 
 RESOURCES = "local/resources.json.default"
 AUTHORIZATION = "local/authorization.json.default"
@@ -316,6 +319,40 @@ case("204", "no list of classes", worst=None)(resources(lambda data: data.update
 case("301", "no list of filters", worst=None)(scopes(lambda data: data["scopes"][0].update({FILTERS: {}})))
 
 
+def context(place: str, data: str, record: str = "", bits: int = 0o600) -> Callable[[Path, Authority], None]:
+    """A context in a kit, with the record that it needs, or another one."""
+
+    def spoil(kit: Path, authority: Authority) -> None:
+        made, file = contexts(SMALL), kit / place
+        named = made.record.model_copy(update={"context_sha256": "0" * 64}) if record == "of another" else made.record
+        file.write_bytes(b"no context" if data == "broken" else getattr(made, data))
+        file.chmod(bits)
+        if record != "none":
+            (file.parent / "he.json").write_text(schema.pretty(named), encoding="utf-8")
+            (file.parent / "he.json").chmod(0o600)
+        if place.startswith("startup"):
+            authority.sign(kit)
+
+    return spoil
+
+
+case("606", "the hospitals' key", "server")(context("local/server_context.tenseal", "client"))
+case("606", "the hospitals' file", "server")(context("startup/client_context.tenseal", "client"))
+case("606", "at a person's", "person")(context("local/client_context.tenseal", "client"))
+case("606", "no context", "server", worst=None)(context("local/server_context.tenseal", "broken"))
+case("607", "one key, by design", worst="low")(context("startup/client_context.tenseal", "client"))
+case("607", "made by a hospital", worst="low")(context("local/client_context.tenseal", "client"))
+case("607", "without a record", worst="medium")(context("local/client_context.tenseal", "client", "none"))
+case("607", "a record of another key")(context("local/client_context.tenseal", "client", "of another"))
+case("607", "no context")(context("local/client_context.tenseal", "broken"))
+
+
+@case("607", "two keys", worst="medium")
+def _two_keys(kit: Path, authority: Authority) -> None:
+    for part in ("startup", "local"):
+        context(f"{part}/client_context.tenseal", "client")(kit, authority)
+
+
 @case("603", "a roster of another project")
 def _other_roster(kit: Path, _: Authority) -> None:
     for file, key in (("roster", "sites"), ("site_policy", "peers")):
@@ -344,7 +381,7 @@ def test_nothing_is_found_in_a_good_job_at_a_good_site(hardened, tmp_path):
     report = audit_job(kits.good_job(tmp_path), kit=hardened / "prod_00" / kits.SITE)
     assert (report.findings, report.undecided) == ((), ())
     # All rules but those of the server's kit were applied.
-    assert [one.rule.id for one in report.not_checked] == ["FFA-805"]
+    assert [one.rule.id for one in report.not_checked] == ["FFA-606", "FFA-607", "FFA-805"]
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda one: f"{one.rule} {one.name}")
@@ -362,6 +399,23 @@ def test_one_broken_thing_is_found_by_exactly_its_rule(hardened, tmp_path, one):
     worst = report.findings[0].severity.value if report.findings and one.part != "job" else None
     assert worst == one.worst
     assert report.exit_status(Severity.low) == (1 if report.findings else 2)
+
+
+def test_the_servers_own_context_is_as_it_should_be(hardened, tmp_path):
+    kit = kits.copy(hardened, kits.SERVER, tmp_path)
+    context("startup/server_context.tenseal", "server")(kit, Authority(hardened))
+    assert found(audit_kit(kit)) == set()
+
+
+@pytest.mark.parametrize("part", ["startup", "local"])
+def test_a_hospitals_key_that_others_can_read_is_a_key_that_they_have(hardened, tmp_path, part):
+    kit = kits.copy(hardened, kits.SITE, tmp_path)
+    context(f"{part}/client_context.tenseal", "client", bits=0o644)(kit, Authority(hardened))
+    report = audit_kit(kit)
+    assert ("FFA-104", Severity.high) in {(one.rule.id, one.severity) for one in report.findings}
+    text = " ".join(f"{one.got} {one.allowed}" for one in report.findings if one.rule.id == "FFA-607")
+    assert "the same at every hospital, by design" in text
+    assert "with the server it opens totals" in text
 
 
 def test_a_store_inside_the_kit_is_one_that_flare_may_erase(hardened, tmp_path, monkeypatch):

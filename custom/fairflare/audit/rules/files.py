@@ -9,6 +9,7 @@ from typing import Final
 from fairflare.audit.evidence import Evidence
 from fairflare.audit.folder import MOST_BYTES, Folder, plain_name
 from fairflare.audit.rule import Check, Defect, Doubt, Outcome, Rule, Severity
+from fairflare.audit.rules.encrypted import contexts_of
 
 #: Configuration of the connections between FLARE's processes.
 COMM: Final = "comm_config"
@@ -33,7 +34,7 @@ def _check_keys(evidence: Evidence) -> Iterator[Outcome]:
         yield Doubt(kit.key_file, "the private key is no plain file")
     elif own.owner != kit.folder.owner:
         yield Defect(kit.key_file, "another owner than the kit's", "the user who runs FLARE")
-    secrets = [kit.key_file, *(name for name in kit.folder.files("startup") if name.endswith(".tenseal"))]
+    secrets = [kit.key_file, *contexts_of(kit.folder)]
     for name in secrets:
         entry = kit.folder.entries.get(name)
         if entry is not None and entry.kind == "file" and entry.mode & _OTHERS:
