@@ -166,6 +166,13 @@ def test_a_private_key_in_a_job_is_critical(tmp_path):
     assert (report.findings[0].rule.id, report.findings[0].severity) == ("FFA-104", Severity.critical)
 
 
+def test_encrypted_statistics_are_masked_ones(tmp_path):
+    plan = kits.good_plan()
+    protection = plan.protection.model_copy(update={"statistics": "ckks"})
+    report = audit_job(kits.good_job(tmp_path, plan.model_copy(update={"protection": protection})))
+    assert (report.findings, report.undecided) == ((), ())
+
+
 def test_every_field_of_a_violation_has_a_rule():
     assert {rule_of(one.field) for one in WEAKER.values()} <= set(RULES)
     assert rule_of("something.new") == "FFA-304"

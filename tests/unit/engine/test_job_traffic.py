@@ -20,11 +20,13 @@ from fairflare.engine.roles import coordinator_of, site_of
 from fairflare.engine.rounds import is_measured as measured_in_a_session
 from fairflare.engine.server import Start
 from fairflare.evaluation.rehearsal import TaskBytes
+from fairflare.evaluation.rehearsal_words import _protection
+from fairflare.he.parameters import nominal
 from fairflare.models import build, parameter_count
 from fairflare.plan import Plan, parse_plan
 from fairflare.privacy.gate import Release
 from fairflare.record import Session
-from tests.unit.engine.hospitals import PLAIN_SGD, four, image_plan, masked, plan, three_of_images
+from tests.unit.engine.hospitals import PLAIN_SGD, encrypted, four, image_plan, masked, plan, three_of_images
 
 FAIR: dict[str, Any] = presets.flexfair(presets.penalty("sex", "equalized_odds", 1.0))
 METHODS = {
@@ -161,6 +163,16 @@ def test_how_a_vector_is_protected() -> None:
     assert (found["update"].mode, found["update"].bits, found["update"].clip) == ("open", 32, 2.0)
     assert found["update"].bytes == 4 * (found["update"].numbers + 1)  # the weight is in it
     assert (found["risk_sums"].mode, found["risk_sums"].bits, found["risk_sums"].clip) == ("closed", 64, 0.0)
+
+
+def test_encrypted_vectors_are_told_with_the_most_bytes_that_they_can_have() -> None:
+    of = encrypted(masked(plan(FAIR, rounds=2)))
+    found = {one.label: one for one in job_vectors(layout(of), job_messages(layout(of), 4))}
+    assert {label for label, one in found.items() if one.mode == "encrypted"} == {"risk_sums"}
+    assert found["risk_sums"].bytes == nominal(4).sizes(found["risk_sums"].numbers)[1]
+    assert (found["counts"].mode, found["counts"].bytes) == ("closed", 8 * found["counts"].numbers)
+    assert "the server never" in _protection(found["risk_sums"])
+    assert "encrypted" not in _protection(found["counts"])
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

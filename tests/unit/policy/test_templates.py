@@ -230,6 +230,9 @@ def test_pairs_are_compared_part_by_part() -> None:
     other = standard.model_copy(update={"protection": LeastProtection(update="none", statistics="masked")})
     assert compare(half, standard)["protection"] == "weaker"
     assert compare(half, other)["protection"] == "different"
+    sealed = standard.model_copy(update={"protection": LeastProtection(update="masked", statistics="ckks")})
+    assert compare(sealed, standard)["protection"] == "stricter"
+    assert compare(standard, sealed)["protection"] == "weaker"
     few = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=1.0, delta=1e-5)})
     more = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=2.0, delta=1e-6)})
     assert compare(few, standard)["differential_privacy"] == "stricter"
@@ -291,6 +294,9 @@ def test_words_follow_the_policy() -> None:
     standard = standard_policy(Path("/var/lib/fairflare"))
     half = standard.model_copy(update={"protection": LeastProtection(update="none", statistics="masked")})
     assert words(half, "protection").startswith("plans that mask statistics: the server sees sums only")
+    sealed = standard.model_copy(update={"protection": LeastProtection(update="masked", statistics="ckks")})
+    assert "of training records by group not even those" in words(sealed, "protection")
+    assert "by group" not in words(standard, "protection")
     assert "sums of groups with 1 to 10 records" in words(standard, "cells_minimum")
     assert "a group of one patient" in words(standard.model_copy(update={"cells_minimum": 1}), "cells_minimum")
     spent = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=3.0, delta=1e-5)})
