@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tests.benchmarks``: FLARE against a bare PyTorch loop, the server's memory, masks, methods, in one run.
+"""``python -m tests.benchmarks``: FLARE and a bare PyTorch loop, the server, masks, methods, many sites, in one run.
 
 Prints a table and writes ``bench.json`` and ``bench.md``. Every figure is measured in this run. Use a quiet machine.
 """
@@ -131,6 +131,13 @@ def _encrypted(quick: bool, folder: Path) -> Found:
     return encrypted.all_figures(encrypted.QUICK if quick else encrypted.FULL, folder), {}
 
 
+def _server_path(quick: bool, folder: Path) -> Found:
+    del folder
+    from tests.benchmarks import server_path
+
+    return server_path.all_figures(quick), {}
+
+
 #: Name -> what it says when it begins, and what gives its figures and the comparisons that it had to skip.
 PARTS: dict[str, tuple[str, Part]] = {
     **{
@@ -145,6 +152,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "provisioned": ("real kits: provisioning, start, latency, audit", _provisioned),
     "methods": ("what each method costs over FedAvg", _methods),
     "encrypted": ("encrypted statistics against masked ones", _encrypted),
+    "server_path": ("the server with 4, 16 and 50 sites", _server_path),
 }
 
 

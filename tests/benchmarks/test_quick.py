@@ -15,7 +15,7 @@ import pytest
 
 from fairflare.methods import METHODS, Feasibility
 from fairflare.plan.networks import MODELS
-from tests.benchmarks import encrypted, masked_rounds, masks, methods, networks, staleness, subjects
+from tests.benchmarks import encrypted, masked_rounds, masks, methods, networks, server_path, staleness, subjects
 from tests.benchmarks.environments import Unavailable, Worker, interpreter
 from tests.benchmarks.figures import Figure, as_markdown, as_text
 from tests.benchmarks.subjects import AIMED_AT, QUICK
@@ -89,6 +89,9 @@ def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -
         "fedavg_round", "fairfed_round", "fairfed_added",
     }  # fmt: skip
     assert {key for name, key in figures if name == "mlp on heart, 4 sites"} == ENCRYPTED
+    few, many = server_path.QUICK
+    path = {"growth", f"ratio_{many}", *(f"{kind}_{sites}" for kind in ("round", "peak") for sites in (few, many))}
+    assert {key for name, key in figures if name == server_path.SUBJECTS["mlp"]} == path
     assert all(math.isfinite(one["value"]) for one in figures.values())
 
 
