@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fairflare.cli import app
 from fairflare.errors import ServerError
-from fairflare.evaluation.health import SOON_DAYS, Certificate, Disk, Health, JobLine, SiteLine, verdict
+from fairflare.evaluation.health import SOON_DAYS, Certificate, Disk, Health, JobLine, RefusalLine, SiteLine, verdict
 from fairflare.evaluation.health_page import to_html, to_json, to_terminal
 from fairflare.evaluation.render import to_text
 from fairflare.flare import presence
@@ -216,6 +216,20 @@ def test_warnings() -> None:
     dead = lines(alive=NOW.timestamp() - 21, jobs=(JobLine("i", "n", "RUNNING", 1.0),))
     assert len(dead.warnings) == 2
     assert verdict(dead) == "The server is NOT running."
+
+
+def test_names_of_others_are_shown_as_they_are_and_do_nothing() -> None:
+    evil = "<script>alert(1)</script>\u202e[bold]x"
+    there = lines(
+        server=evil, sites=(SiteLine(evil, True, 1.0),), certificates=(Certificate(evil, NOW),),
+        jobs=(JobLine("i", evil, "RUNNING", 1.0, 0, 3, 0, evil, 1.0, 4),),
+        refusals=(RefusalLine("FF-X", evil, evil, (evil,), 1),),
+    )  # fmt: skip
+    html, text = to_html(there), to_text(to_terminal(there), 300)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") > 5
+    assert text.count("\\u202e[bold]x") > 5
+    assert "\u202e" not in html + text
 
 
 def test_another_folder_is_no_servers_kit(tmp_path: Path) -> None:
