@@ -24,7 +24,7 @@ from poc.distributed import Distributed
 from poc.federation import RESEARCHER, ROOT, SERVER, FederationError, wait_until
 from tests.federation.support import SITES, changed, make_hospitals
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.slow]
 
 ILL, RESTORED, UPGRADED, LATE = "hospital-2", "hospital-3", "hospital-4", "hospital-5"
 
