@@ -294,6 +294,16 @@ class Federation(Kits):
         wait_until(lambda: None if self.processes(site) else True, 20, "end of a killed site")
         parent.wait(timeout=20)
 
+    def leave(self, name: str) -> None:
+        """End a party as the manual's systemd unit does: FLARE's first process is told, what is left then is killed."""
+        parent = self._parents.pop(name)
+        parent.terminate()
+        parent.wait(timeout=60)
+        for pid in self.processes(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: None if self.processes(name) else True, 20, "end of a party's processes")
+
     def stop(self, *names: str) -> None:
         """End parties; everybody without names."""
         super().stop(*names)

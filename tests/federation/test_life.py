@@ -174,7 +174,7 @@ def test_a_hospital_is_upgraded_between_the_jobs_of_a_study_and_in_the_middle_of
     job = _submit(parties, "study_2", 32, tmp_path, rounds=6)
     parties.wait_for(job, "phase", task="train", round=1)
     at = parties.log(UPGRADED).stat().st_size
-    parties.stop(UPGRADED)
+    parties.leave(UPGRADED)
     parties.installed[UPGRADED] = newer
     parties.start(UPGRADED)
     record = _completed(parties, job)
