@@ -47,7 +47,10 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distributed]:
 
 
 def _submit(parties: Distributed, name: str, seed: int, tmp_path: Path, rounds: int = 2) -> str:
-    plan = changed(presets.shipped("heart_flexfair"), name=name, training={"rounds": rounds, "seed": seed})
+    plan = changed(
+        presets.shipped("heart_flexfair"), name=name, training={"rounds": rounds, "seed": seed},
+        federation={"task_timeout_seconds": 40.0},
+    )  # fmt: skip
     return parties.submit(write_job(plan, tmp_path / "jobs"))
 
 
@@ -182,7 +185,7 @@ def test_a_hospital_is_upgraded_between_the_jobs_of_a_study_and_in_the_middle_of
     record = _complete(parties, "study_3", 33, tmp_path)
     assert record.roster == SITES
     assert "fairflare 9.9.9" in parties.log(UPGRADED).read_bytes()[at:].decode()
-    plan = changed(presets.shipped("heart_flexfair"), name="study_3", training={"rounds": 2, "seed": 33})
+    plan = record.plan
     entries = {site: read_catalog(parties.kits[site] / "local").data_sets[plan.task.data_set] for site in SITES}
     local = run_local(plan, {site: partial(load, plan, entry) for site, entry in entries.items()}, tmp_path / "local")
     assert [one.model_sha256 for one in record.rounds] == [one.model_sha256 for one in local.rounds]
