@@ -6,6 +6,9 @@ the server signed: that token lets in for ever, also after a restart of the serv
 becomes a part of the token, which the server's signature covers; and with every message it is looked up in the kit's
 list (:mod:`fairflare.policy.revoked`), which is read anew when its file changes.
 
+A person has a second token, of the log-in: signed by the server too, good from any connection and until the person's
+certificate ends. It carries the serial number as well: else whoever was given fewer rights would keep the old ones.
+
 A token without a serial number is one of an older server's, or of the server's own processes. Once there is a list the
 former is refused: that party registers again when it is started again.
 """
@@ -25,6 +28,9 @@ from typing import Any, Final
 from cryptography import x509
 from nvflare.fuel.f3.cellnet.defs import IdentityChallengeKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.fuel.hci.server.constants import ConnProps
+from nvflare.fuel.hci.server.login import LoginModule
+from nvflare.fuel.hci.server.sess import Session, SessionManager
 from nvflare.lighter.utils import load_crt_chain_bytes
 from nvflare.private.defs import AUTH_CLIENT_NAME_FOR_SJ, CellMessageHeaderKeys
 from nvflare.private.fed.server import fed_server
@@ -54,6 +60,11 @@ _EXPECTED: Mapping[tuple[Any, str], tuple[str, ...]] = MappingProxyType(
         (fed_server, "validate_auth_headers"): (
             "message", "token_verifier", "logger", "client_fqcn_resolver", "local_cell_fqcn",
         ),
+        (LoginModule, "handle_cert_login"): ("self", "conn", "args"),
+        (SessionManager, "create_session"): (
+            "self", "user_name", "user_org", "user_role", "origin_fqcn", "active_study", "cert_exp",
+        ),
+        (Session, "decode_token"): ("token", "id_asserter"),
     }
 )  # fmt: skip
 
@@ -111,6 +122,14 @@ def allows(revoked: Revoked | None, name: object, token: object) -> bool:
     return not revoked.serials or (own is not None and own.fullmatch(token) is not None)
 
 
+def allows_session(revoked: Revoked | None, session: object) -> bool:
+    """Whether a person's session goes on, by the list and the session's id, which the server has signed."""
+    if revoked is None:
+        return False
+    serial = _TOKEN.fullmatch(session) if isinstance(session, str) else None
+    return not revoked.serials if serial is None else int(serial.group(1), 16) not in revoked.serials
+
+
 class _Gates:
     """The functions that stand in the place of FLARE's, with the ones that they replace."""
 
@@ -119,6 +138,10 @@ class _Gates:
         self._verify: Callable[..., bool] = IdentityVerifier.verify_common_name
         self._register: Callable[..., Any] = ClientManager.authenticated_client
         self._validate: Callable[..., Any] = fed_server.validate_auth_headers
+        self._log_in: Callable[..., None] = LoginModule.handle_cert_login
+        self._create: Callable[..., Any] = SessionManager.create_session
+        self._decode: Callable[..., Any] = Session.decode_token
+        self._shown = threading.local()
 
     def install(self) -> None:
         gates = self
@@ -135,9 +158,18 @@ class _Gates:
         def authenticated_client(manager: Any, request: Any, fl_ctx: Any, client_type: Any) -> Any:
             return gates.register(manager, request, fl_ctx, client_type)
 
+        def handle_cert_login(module: Any, conn: Any, args: Any) -> None:
+            gates.log_in(module, conn, args)
+
+        def create_session(manager: Any, *args: Any, **more: Any) -> Any:
+            return gates.create(manager, *args, **more)
+
         IdentityVerifier.verify_common_name = verify_common_name
         ClientManager.authenticated_client = authenticated_client
         fed_server.validate_auth_headers = self.validate
+        LoginModule.handle_cert_login = handle_cert_login
+        SessionManager.create_session = create_session
+        Session.decode_token = staticmethod(self.decode)
 
     def verify(self, certificate: x509.Certificate) -> None:
         """Before FLARE believes a certificate, at either end: that of a site, a person or the server."""
@@ -164,6 +196,34 @@ class _Gates:
         if answer is None and token is not None and not allows(self._list.now(), name, token):
             return make_reply(rc=ReturnCode.AUTHENTICATION_ERROR, error=CODE)
         return answer
+
+    def log_in(self, module: Any, conn: Any, args: Any) -> None:
+        """A person's log-in, with the serial number of the certificate that is shown at hand for :meth:`create`."""
+        try:
+            shown = (conn.get_prop(ConnProps.CMD_HEADERS) or {}).get("cert")
+            self._shown.serial = load_crt_chain_bytes(shown)[0].serial_number if shown else None
+            self._log_in(module, conn, args)
+        finally:
+            self._shown.serial = None
+
+    def create(self, manager: Any, *args: Any, **more: Any) -> Any:
+        """After FLARE has let a person in: the session's id, which its token holds, names the certificate."""
+        session = self._create(manager, *args, **more)
+        serial = getattr(self._shown, "serial", None)
+        if serial is not None:
+            with manager.sess_update_lock:
+                del manager.sessions[session.sess_id]
+                session.sess_id = f"{session.sess_id}.{serial:x}"
+                manager.sessions[session.sess_id] = session
+        return session
+
+    def decode(self, token: Any, id_asserter: Any) -> Any:
+        """The session of a token that the server has signed, with every command; ``None`` once it counts no more."""
+        session = self._decode(token, id_asserter)
+        if session is None or allows_session(self._list.now(), session.sess_id):
+            return session
+        _LOG.warning("%s a session of a certificate that no longer counts was gone on with", CODE)
+        return None
 
 
 _gates: _Gates | None = None

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fairflare.flare.revocation import allows
+from fairflare.flare.revocation import allows, allows_session
 from fairflare.policy.revoked import NOBODY, Revoked, read_authority, revoke, write_list
 from tests.unit.audit import kits as provisioned
 
+LEAD = "researcher@example.org"
 LISTED = Revoked(frozenset({0xABC}), 1)
 UUID = "0f572ebe-d81a-42ad-af2b-e947deaa1734"
 
@@ -44,6 +45,22 @@ def test_who_passes(revoked: Revoked | None, name: object, token: object, passes
     assert allows(revoked, name, token) is passes
 
 
+@pytest.mark.parametrize(
+    ("revoked", "session", "passes"),
+    [
+        (NOBODY, UUID, True),
+        (NOBODY, f"{UUID}.abc", True),
+        (LISTED, f"{UUID}.abc", False),
+        (LISTED, f"{UUID}.abd", True),
+        (LISTED, UUID, False),  # of an older server
+        (LISTED, None, False),
+        (None, f"{UUID}.abd", False),
+    ],
+)
+def test_whose_session_goes_on(revoked: Revoked | None, session: object, passes: bool) -> None:
+    assert allows_session(revoked, session) is passes
+
+
 SCRIPT = """
     import logging
     import sys
@@ -51,6 +68,11 @@ SCRIPT = """
     from nvflare.apis.shareable import Shareable
     from nvflare.fuel.f3.cellnet.defs import IdentityChallengeKey, MessageHeaderKey, ReturnCode
     from nvflare.fuel.f3.message import Message
+    from nvflare.fuel.hci.conn import Connection
+    from nvflare.fuel.hci.proto import InternalCommands
+    from nvflare.fuel.hci.server.constants import ConnProps
+    from nvflare.fuel.hci.server.login import LoginModule
+    from nvflare.fuel.hci.server.sess import SessionManager
     from nvflare.private.defs import CellMessageHeaderKeys as K
     from nvflare.private.fed.server import fed_server
     from nvflare.private.fed.server.client_manager import Client, ClientManager
@@ -85,6 +107,29 @@ SCRIPT = """
         headers = {K.CLIENT_NAME: name, K.TOKEN: token, K.TOKEN_SIGNATURE: server.sign(name + token, return_str=True)}
         return fed_server.validate_auth_headers(Message(headers, None), TokenVerifier(server.cert), log)
 
+    lead = IdentityAsserter(*(str(kit.parent / PERSON / "startup" / f"client.{end}") for end in ("key", "crt")))
+
+    class Hci:
+        def get_id_asserter(self): return server
+        def get_id_verifier(self): return verifier
+
+    def command(manager, name, *args, token=None, headers=None):
+        conn = Connection(props={ConnProps.HCI_SERVER: Hci(), ConnProps.CMD_HEADERS: headers})
+        conn.set_prop(ConnProps.REQUEST, Message({MessageHeaderKey.ORIGIN: "anybody"}, None))
+        conn.get_token = lambda: token
+        conn.append_token = lambda found: conn.set_prop("given", found)
+        if name != InternalCommands.CERT_LOGIN:
+            return LoginModule(manager).pre_command(conn, [name])
+        LoginModule(manager).handle_cert_login(conn, [name, *args])
+        return conn.get_prop("given")
+
+    manager = SessionManager(None)
+    shows = {"cert": lead.cert_data, "signature": lead.sign_common_name("")}
+    session = command(manager, InternalCommands.CERT_LOGIN, lead.cn, headers=shows)
+    nameless = manager.create_session("a", "b", "lead", "c").make_token(server)
+    assert session and command(manager, "list_jobs", token=session) and command(manager, "list_jobs", token=nameless)
+    assert command(SessionManager(None), "list_jobs", token=session)  # FLARE's: after a restart, from any connection
+
     assert proves() and speaks(token) is None
     target = kit / "local" / "revoked.pem"
     target.write_bytes(listed.read_bytes())  # while the process runs
@@ -98,6 +143,9 @@ SCRIPT = """
     assert speaks(UUID) is not None
     assert speaks("server", "server") is None
     assert speaks(other) is None  # another certificate's
+    for found in (manager, SessionManager(None)):
+        assert not command(found, "list_jobs", token=session) and not command(found, "list_jobs", token=nameless)
+    assert command(manager, InternalCommands.CERT_LOGIN, lead.cn, headers=shows) is None
     target.write_bytes(b"no list")
     assert speaks(other) is not None
     target.unlink()
@@ -111,8 +159,9 @@ def _run(tmp_path: Path, change: str) -> subprocess.CompletedProcess[str]:
     person = kits / "hospital-2"
     root, key = read_authority(kits.parent / "state")
     listed = tmp_path / "revoked.pem"
-    write_list(listed, revoke(root, key, [(person / "startup" / "client.crt").read_bytes()], None)[0])
-    script = textwrap.dedent(SCRIPT)
+    gone = [(one / "startup" / "client.crt").read_bytes() for one in (person, kits / LEAD)]
+    write_list(listed, revoke(root, key, gone, None)[0])
+    script = textwrap.dedent(SCRIPT).replace("PERSON", repr(LEAD))
     arguments = [str(kits / "fl-server"), str(person), str(listed), change]
     return subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, timeout=120,
