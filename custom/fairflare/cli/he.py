@@ -156,7 +156,8 @@ def _own(kit: Path) -> tuple[Identity, Trust]:
     if peers is None:
         typer.echo("note: no pinned keys; whoever holds the project's root can pose as a hospital", err=True)
     pins = {} if peers is None else {**peers, identity.name: identity.spki.hex()}
-    return identity, Trust(KIT, (kit / "startup" / "rootCA.pem").read_bytes(), pins, read_revoked(kit).serials)
+    revoked = read_revoked(kit).serials
+    return identity, Trust(KIT, (kit / "startup" / "rootCA.pem").read_bytes(), pins, lambda: revoked)
 
 
 __all__ = ["app"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fairflare.engine.masked_site import Masks
@@ -12,7 +13,7 @@ from fairflare.he.context import read_client, read_server
 from fairflare.he.parameters import Record
 from fairflare.plan import Plan
 from fairflare.policy import SitePolicy
-from fairflare.policy.revoked import NOBODY, read_revoked
+from fairflare.policy.revoked import read_revoked
 from fairflare.privacy.anchor import reveals_anchor
 from fairflare.privacy.reveals import RevealMemory
 from fairflare.secagg.identity import DEVELOPMENT, KIT, Identity, Trust, development_identity, kit_identity
@@ -25,7 +26,7 @@ def server_trust(startup: Path) -> Trust:
     """Whom a server with this start-up folder believes: the root of its kit, or in a simulator anybody."""
     if _is_kit(startup, _SERVER_FILES):
         root = (startup / "rootCA.pem").read_bytes()
-        return Trust(KIT, root, {}, read_revoked(startup.parent, root).serials)
+        return Trust(KIT, root, {}, _revoked(startup.parent, root))
     return Trust(DEVELOPMENT, None, {})
 
 
@@ -66,9 +67,15 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, local: 
     file = policy.memory_file(simulated, plan.task.data_set, workspace)
     memory = RevealMemory(file, reveals_anchor(startup.parent, plan.task.data_set) if identity.kind == KIT else None)
     peers = {} if policy.peers is None else {**policy.peers, name: identity.spki.hex()}
-    revoked = NOBODY if root is None else read_revoked(startup.parent, root)
-    trust = Trust(identity.kind, root, peers, revoked.serials)
+    revoked = frozenset if root is None else _revoked(startup.parent, root)
+    trust = Trust(identity.kind, root, peers, revoked)
     return Masks(identity, trust, memory, policy.cohort_changes, opener)
+
+
+def _revoked(kit: Path, root: bytes) -> Callable[[], frozenset[int]]:
+    """Reads the kit's list at each join: one that is taken over while a job runs counts for its next session."""
+    read_revoked(kit, root)  # a list that is not the root's is said now
+    return lambda: read_revoked(kit, root).serials
 
 
 def _identity(policy: SitePolicy, name: str, startup: Path) -> tuple[Identity, bytes | None]:

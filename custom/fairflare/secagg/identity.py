@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
-from fairflare.errors import SecaggError
+from fairflare.errors import FairFlareError, SecaggError
 
 #: Identities of a FLARE start-up kit: the project's root vouches for them.
 KIT: Final = "kit"
@@ -173,7 +173,7 @@ class Trust:
     pinned
         Peers' names, and the hex SHA-256 of their public keys. Not empty: every other name is refused.
     revoked
-        Serial numbers of certificates that the root has declared void.
+        Gives the serial numbers of certificates that the root has declared void, asked each time.
     now
         The clock, in UTC, for the periods of validity.
 
@@ -187,7 +187,7 @@ class Trust:
     kind: str
     root_pem: bytes | None = None
     pinned: Mapping[str, str] = field(default_factory=dict)
-    revoked: frozenset[int] = frozenset()
+    revoked: Callable[[], Collection[int]] = field(default=frozenset, repr=False, compare=False)
     now: Callable[[], datetime] = field(default=_utc_now, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -251,7 +251,7 @@ class Trust:
             _refuse_certificate(name, f"a certificate of more than {LONGEST} bytes, or no bytes at all")
         try:
             return self._check(name, x509.load_der_x509_certificate(certificate))
-        except SecaggError:
+        except FairFlareError:
             raise
         except Exception:  # fields are parsed when they are read, and a hostile one may raise anything
             _refuse_certificate(name, "a certificate that cannot be read")
@@ -264,7 +264,7 @@ class Trust:
         _check_issued(name, leaf, issuer)
         for certificate in (leaf, issuer):
             _check_period(name, certificate, self.now())
-        if leaf.serial_number in self.revoked:
+        if leaf.serial_number in self.revoked():
             _refuse(
                 "REVOKED", name, "a certificate that the project's root has revoked", "the site's certificate of today",
                 "telephone that hospital: either it still uses its old kit, or somebody else uses its old key",

@@ -10,9 +10,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
+from fairflare.errors import KitError, SecaggError
+from fairflare.flare.identities import server_trust
 from fairflare.flare.revocation import allows, allows_session
-from fairflare.policy.revoked import NOBODY, Revoked, read_authority, revoke, write_list
+from fairflare.policy.revoked import NOBODY, REVOKED_NAME, Revoked, read_authority, revoke, write_list
 from tests.unit.audit import kits as provisioned
 
 LEAD = "researcher@example.org"
@@ -178,3 +182,25 @@ def test_a_list_counts_at_once_for_log_ins_and_for_tokens(tmp_path: Path) -> Non
 def test_another_form_of_flares_functions_refuses_the_start(tmp_path: Path) -> None:
     done = _run(tmp_path, "changed")
     assert "FF-KIT-FLARE" in done.stderr
+
+
+def test_a_list_that_comes_while_a_job_runs_counts_for_its_next_session(tmp_path: Path) -> None:
+    kits = provisioned.provision(tmp_path / "project", stock=False) / "prod_00"
+    shown = (kits / "hospital-2" / "startup" / "client.crt").read_bytes()
+    der = x509.load_pem_x509_certificate(shown).public_bytes(serialization.Encoding.DER)
+    trust = server_trust(kits / "fl-server" / "startup")
+    assert len(trust.verify_certificate("hospital-2", der)) == 32
+    listed = kits / "fl-server" / "local" / REVOKED_NAME
+    root, key = read_authority(kits.parent / "state")
+    write_list(listed, revoke(root, key, [shown], None)[0])
+    with pytest.raises(SecaggError) as caught:
+        trust.verify_certificate("hospital-2", der)
+    assert caught.value.code == "FF-SECAGG-REVOKED"
+    listed.write_bytes(b"no list")
+    for call in (
+        lambda: trust.verify_certificate("hospital-2", der),
+        lambda: server_trust(listed.parents[1] / "startup"),
+    ):
+        with pytest.raises(KitError) as broken:
+            call()
+        assert broken.value.code == "FF-KIT-REVOCATION"

@@ -249,7 +249,10 @@ def test_a_revoked_certificate_does_not_count_and_a_new_one_of_the_same_name_doe
     key: rsa.RSAPrivateKey, authority: bytes
 ) -> None:
     stolen, new = sign(key), sign(key)
-    trust = Trust(KIT, authority, {}, frozenset({x509.load_der_x509_certificate(stolen).serial_number}))
+    listed: set[int] = set()
+    trust = Trust(KIT, authority, {}, lambda: listed)
+    assert len(trust.verify_certificate("site-1", stolen)) == 32
+    listed.add(x509.load_der_x509_certificate(stolen).serial_number)  # asked anew each time
     refused("REVOKED", lambda: trust.verify_certificate("site-1", stolen))
     assert len(trust.verify_certificate("site-1", new)) == 32
 
