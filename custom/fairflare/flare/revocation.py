@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -48,6 +49,8 @@ _OWN: Final = MappingProxyType(
 )
 _TOKEN: Final = re.compile(r"[0-9a-f-]{36}\.([0-9a-f]{1,40})")
 _TOKEN_HEADER: Final = CellMessageHeaderKeys.TOKEN
+#: Seconds until a list that could not be read is tried again: it may have been the disk, or too many open files.
+_AGAIN: Final = 5.0
 _LOG = logging.getLogger("fairflare.revocation")
 
 #: What is replaced, and the parameters that it must have.
@@ -77,13 +80,14 @@ class _List:
         self._lock = threading.Lock()
         self._stamp: object = ()
         self._found: Revoked | None = None
+        self._again = 0.0
 
     def now(self) -> Revoked | None:
         """What the list says; ``None`` if it is not the root's."""
         with self._lock:
-            stamp = self._look()
-            if stamp != self._stamp:
-                self._found, self._stamp = self._read(), stamp
+            stamp, now = self._look(), time.monotonic()
+            if stamp != self._stamp or (self._found is None and now >= self._again):
+                self._found, self._stamp, self._again = self._read(), stamp, now + _AGAIN
             return self._found
 
     def _look(self) -> tuple[int, ...] | None:

@@ -194,9 +194,12 @@ def take_over(kit: Path, data: bytes) -> Revoked:
 
 
 def write_list(file: Path, data: bytes) -> None:
-    """Write a list, whole or not at all."""
+    """Write a list, whole or not at all, also if the power fails: with half of one nobody is let in."""
     draft = file.with_name(f"{file.name}.new")
-    draft.write_bytes(data)
+    with draft.open("wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())
     draft.replace(file)
 
 

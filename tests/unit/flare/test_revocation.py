@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fairflare.errors import KitError, SecaggError
+from fairflare.flare import revocation
 from fairflare.flare.identities import server_trust
 from fairflare.flare.revocation import allows, allows_session
 from fairflare.policy.revoked import NOBODY, REVOKED_NAME, Revoked, read_authority, revoke, write_list
@@ -204,3 +205,17 @@ def test_a_list_that_comes_while_a_job_runs_counts_for_its_next_session(tmp_path
         with pytest.raises(KitError) as broken:
             call()
         assert broken.value.code == "FF-KIT-REVOCATION"
+
+
+def test_a_list_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(kit: Path) -> Revoked:
+        raise KitError("FF-KIT-REVOCATION", got="too many open files", expected="a list", next_step="wait")
+
+    monkeypatch.setattr(revocation, "read_revoked", fails)
+    listed = revocation._List(tmp_path)
+    assert listed.now() is None
+    monkeypatch.setattr(revocation, "read_revoked", lambda kit: LISTED)
+    assert listed.now() is None  # not with every message
+    monkeypatch.setattr(revocation, "_AGAIN", 0.0)
+    listed._again = 0.0
+    assert listed.now() is LISTED
