@@ -103,7 +103,7 @@ def restore(file: Path, kit: Path) -> tuple[Backup, tuple[str, ...]]:
     ------
     KitError
         ``FF-KIT-BACKUP``: damaged, or another site's. ``FF-KIT-BACKUP-STORE``: there is a store already.
-        ``FF-KIT-BACKUP-OLD``: this kit's site has revealed or decided more since. Nothing has been written then.
+        ``FF-KIT-BACKUP-OLD``: this kit's site has revealed or decided more since. The store is as it was then.
     """
     index, contents = _read(file)
     if index.site != _site(kit):
@@ -116,10 +116,7 @@ def restore(file: Path, kit: Path) -> tuple[Backup, tuple[str, ...]]:
         policy = read_policy(there if there.exists() else draft / "local")
         store = store_folder(policy.store, None, kit)
         if any(store.glob("**/*")):
-            _refuse(
-                "FF-KIT-BACKUP-STORE", "a store that is there", "none: what it holds may be newer",
-                "start the site, which says what is wrong with it; a damaged one is moved away first",
-            )  # fmt: skip
+            _refuse_store()
         _verify_newest(draft / "store", kit / ANCHORS)
         written = [name for name, data in contents.items() if _put(name, data, kit, store)]
     return index, tuple(written)
@@ -129,6 +126,8 @@ def _put(name: str, data: bytes, kit: Path, store: Path) -> bool:
     top, _, rest = name.partition("/")
     target = (store if top == "store" else kit / top) / rest
     if os.path.lexists(target):
+        if top == "store":  # a process of the site has begun a new one meanwhile
+            _refuse_store()
         return False
     _write(target, data)
     return True
@@ -216,7 +215,8 @@ def _read(file: Path) -> tuple[Backup, Mapping[str, bytes]]:
         _refuse_damaged()
     for name in found:
         path = PurePosixPath(name)
-        if path.parts[0] not in (ANCHORS, "local", "startup", "store") or ".." in path.parts or len(path.parts) < 2:
+        top = path.parts[0] if len(path.parts) > 1 and "\0" not in name else None
+        if top not in (ANCHORS, "local", "startup", "store") or ".." in path.parts:
             _refuse_damaged()
     return index, found
 
@@ -252,6 +252,13 @@ def _site(kit: Path) -> str:
             "name the kit",
         )
     return name
+
+
+def _refuse_store() -> NoReturn:
+    _refuse(
+        "FF-KIT-BACKUP-STORE", "a store that is there", "none: what it holds may be newer",
+        "start the site, which says what is wrong with it; a damaged one is moved away first, while the site stands",
+    )  # fmt: skip
 
 
 def _refuse_damaged() -> NoReturn:

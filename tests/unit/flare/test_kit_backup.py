@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
 import tarfile
@@ -15,8 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner
 
+from fairflare import schema
 from fairflare.cli import app
 from fairflare.errors import KitError
+from fairflare.flare import kit_backup
 from fairflare.flare.kit_backup import back_up, restore
 from fairflare.policy import open_policy, write_policy
 from fairflare.privacy.anchor import decisions_anchor, reveals_anchor
@@ -107,6 +111,37 @@ def test_a_store_that_is_there_is_never_replaced(kit: Path, tmp_path: Path) -> N
     before = contents(kit.parent)
     refused("FF-KIT-BACKUP-STORE", lambda: restore(tmp_path / "a.tgz", kit))
     assert contents(kit.parent) == before
+
+
+def test_a_store_that_a_running_site_begins_meanwhile_is_not_mixed_with_the_copy(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(kit, tmp_path / "a.tgz")
+    store = kit.parent / "store"
+    shutil.rmtree(store)
+
+    def meanwhile(draft: Path, anchors: Path) -> None:
+        (store / "heart").mkdir(parents=True, mode=0o700)
+        (store / "heart" / "reveals.sqlite").touch()
+
+    monkeypatch.setattr(kit_backup, "_verify_newest", meanwhile)
+    refused("FF-KIT-BACKUP-STORE", lambda: restore(tmp_path / "a.tgz", kit))
+    assert (store / "heart" / "reveals.sqlite").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", [".", "local", "local/\0x", "/local/x", "local/../../x"])
+def test_an_archive_with_a_strange_name_is_damaged(name: str, kit: Path, tmp_path: Path) -> None:
+    index = kit_backup.Backup(
+        format="fairflare/backup/1", site=SITE, made="x", files={name: hashlib.sha256(b"").hexdigest()}
+    )
+    inside_of = {name: b"", "backup.json": schema.canonical(index)}
+    with tarfile.open(tmp_path / "bad.tgz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        for inside, data in inside_of.items():
+            member = tarfile.TarInfo(inside)
+            member.pax_headers, member.size = {"path": inside}, len(data)
+            archive.addfile(member, io.BytesIO(data))
+    shutil.rmtree(kit.parent / "store")
+    refused("FF-KIT-BACKUP", lambda: restore(tmp_path / "bad.tgz", kit))
 
 
 def test_on_a_new_machine_everything_comes_back_but_the_key_only_if_it_was_asked_for(kit: Path, tmp_path: Path) -> None:
