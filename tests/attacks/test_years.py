@@ -156,3 +156,26 @@ def test_a_count_that_is_too_high_would_lock_an_honest_site_out(
         Federation(NAMES, memories=memories)
     for memory in memories.values():
         memory.close()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_two_projects_may_share_a_store_and_names(named: bool, tmp_path: Path) -> None:
+    """One hospital is in both; the others of the second are others, by the names of the first."""
+    for project, sessions in (("one/", 2), ("two/", 1)):
+        shared = RevealMemory(tmp_path / "shared.sqlite", project=project if named else "")
+        with ExitStack() as stack:
+            memories = {name: RevealMemory(tmp_path / f"{project[:3]}-{name}.sqlite") for name in NAMES[1:]}
+            memories[NAMES[0]] = shared
+            for memory in memories.values():
+                stack.enter_context(memory)
+            for _ in range(sessions):
+                federation = Federation(NAMES, memories=memories, begin=False)
+                for name, site in federation.sites.items():
+                    federation.server.join(name, site.join())
+                roster = federation.server.begin(NAMES)
+                for site in federation.sites.values():
+                    if named or project == "one/":
+                        site.begin(roster)
+                    else:
+                        with refused("ROLLBACK"):
+                            site.begin(roster)

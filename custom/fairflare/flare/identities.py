@@ -16,7 +16,7 @@ from fairflare.policy import SitePolicy
 from fairflare.policy.revoked import read_revoked
 from fairflare.privacy.anchor import reveals_anchor
 from fairflare.privacy.reveals import RevealMemory
-from fairflare.secagg.identity import DEVELOPMENT, KIT, Identity, Trust, development_identity, kit_identity
+from fairflare.secagg.identity import DEVELOPMENT, KIT, Identity, Trust, development_identity, key_hash, kit_identity
 
 _SITE_FILES = ("client.crt", "client.key", "rootCA.pem")
 _SERVER_FILES = ("server.crt", "server.key", "rootCA.pem")
@@ -65,7 +65,8 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, local: 
     identity, root = _identity(policy, name, startup)
     simulated = name if identity.kind == DEVELOPMENT else None
     file = policy.memory_file(simulated, plan.task.data_set, workspace)
-    memory = RevealMemory(file, reveals_anchor(startup.parent, plan.task.data_set) if identity.kind == KIT else None)
+    anchor = reveals_anchor(startup.parent, plan.task.data_set) if root is not None else None
+    memory = RevealMemory(file, anchor, f"{key_hash(root)[:16]}/" if root is not None else "")
     peers = {} if policy.peers is None else {**policy.peers, name: identity.spki.hex()}
     revoked = frozenset if root is None else _revoked(startup.parent, root)
     trust = Trust(identity.kind, root, peers, revoked)

@@ -124,9 +124,10 @@ class _Known:
             seq, known = self.peers.get(name, EMPTY)
             least = max(seq, self.least.get(name, 0))
             if head[0] < least or (head[0] == seq and head[1] != known):
+                site = name.rpartition("/")[2]
                 _refuse(
                     "ROLLBACK",
-                    f"from site {name!r} a memory of {head[0]} events, where it had {least} before, or others",
+                    f"from site {site!r} a memory of {head[0]} events, where it had {least} before, or others",
                     "a memory that only grows",
                 )
         return {name: head for name, head in heads.items() if self.peers.get(name) != head}
@@ -155,6 +156,8 @@ class RevealMemory:
         The SQLite file. Made if it is absent (mode 0600, new folders 0700). A file ``<path>.lock`` stands beside it.
     anchor
         Where its newest event's hash is kept apart from it; None: nowhere.
+    project
+        Of which project peers' names are, ended by "/": another one's may mean other hospitals. "": there is one only.
 
     Raises
     ------
@@ -165,8 +168,8 @@ class RevealMemory:
         as written, and nothing may leave the site.
     """
 
-    def __init__(self, path: Path, anchor: Anchor | None = None) -> None:
-        self._open(path, anchor)
+    def __init__(self, path: Path, anchor: Anchor | None = None, project: str = "") -> None:
+        self._open(path, anchor, project)
 
     @classmethod
     def volatile(cls) -> RevealMemory:
@@ -175,7 +178,8 @@ class RevealMemory:
         memory._open(None)
         return memory
 
-    def _open(self, path: Path | None, anchor: Anchor | None = None) -> None:
+    def _open(self, path: Path | None, anchor: Anchor | None = None, project: str = "") -> None:
+        self._project = project
         self._known = _Known()
         self._chain = EventChain(path, self._known.replay, anchor)
         self._known.live = None  # a session does not survive the program that joined it
@@ -244,13 +248,14 @@ class RevealMemory:
     def peer(self, name: str) -> tuple[int, bytes] | None:
         """The last head seen of a peer, None if none was."""
         with self._chain.mine():
-            return self._known.peers.get(name)
+            return self._known.peers.get(self._project + name)
 
     @property
     def peers(self) -> tuple[str, ...]:
         """Every peer whose head was seen, sorted."""
         with self._chain.mine():
-            return tuple(sorted(self._known.peers))
+            mine = [name for name in self._known.peers if name.startswith(self._project)]
+            return tuple(sorted(name.removeprefix(self._project) for name in mine))
 
     def remember_peers(self, heads: Mapping[str, tuple[int, bytes]]) -> None:
         """Keep the heads that peers announced: name, number of events, hash (32 bytes). All of them or none.
@@ -263,6 +268,7 @@ class RevealMemory:
         """
         for name, (seq, head) in heads.items():
             _check_form(_is_text(name), _is_word(seq), _is_digest(head), seq > 0 or (seq, head) == EMPTY)
+        heads = {self._project + name: head for name, head in heads.items()}
         with self._chain.mine():
             news = self._known.news(heads)
             if not news:
@@ -280,6 +286,7 @@ class RevealMemory:
             ``FF-SECAGG-FORM``, ``FF-SECAGG-MEMORY``.
         """
         _check_form(*(_is_text(name) and _is_word(seq) for name, seq in least.items()))
+        least = {self._project + name: seq for name, seq in least.items()}
         with self._chain.mine():
             more = {name: seq for name, seq in sorted(least.items()) if seq > self._known.least.get(name, 0)}
             if more:

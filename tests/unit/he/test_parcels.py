@@ -23,6 +23,8 @@ from fairflare.he.context import Files, holds_secret
 from fairflare.he.parameters import CLIENT_CONTEXT, FLARE, RECORD_NAME, SERVER_CONTEXT, SMALL, record_of
 from fairflare.he.parcels import Parcel, open_parcel, read_parcel, seal
 from fairflare.policy import standard_policy, write_policy
+from fairflare.privacy.reveals import RevealMemory
+from fairflare.secagg.identity import key_hash
 from tests.attacks.federation import Provisioner, rsa_key
 from tests.unit.flare.test_encrypted import ENCRYPTED
 from tests.unit.he.contexts import contexts
@@ -180,6 +182,12 @@ def test_a_key_is_made_sealed_opened_and_used(tmp_path: Path) -> None:
     assert masks is not None
     assert masks.opener is not None
     assert masks.opener.fingerprint == record.fingerprint
+    assert isinstance(masks.memory, RevealMemory)
+    masks.memory.remember_peers({"west": (1, bytes(32))})
+    assert masks.memory.peers == ("west",)
+    masks.memory.close()
+    with RevealMemory(tmp_path / "s" / ENCRYPTED.task.data_set / "reveals.sqlite") as memory:
+        assert memory.peers == (f"{key_hash((south / 'startup' / 'rootCA.pem').read_bytes())[:16]}/west",)
 
 
 def test_a_kit_that_has_a_key_gets_no_second_one(tmp_path: Path) -> None:

@@ -282,6 +282,21 @@ def test_a_peer_has_at_least_what_it_signed(path: Path) -> None:
         memory.remember_peers({"b": (8, digest(8)), "c": (3, digest(3))})
 
 
+def test_names_of_another_project_are_other_hospitals(path: Path) -> None:
+    with RevealMemory(path, project="one/") as memory:
+        memory.remember_peers({"b": (5, digest(5)), "only_here": (1, digest(1))})
+        memory.remember_active({"b": 9})
+    with RevealMemory(path, project="two/") as memory:
+        assert (memory.peers, memory.peer("b")) == ((), None)  # nor is anybody told whom else this site has met
+        memory.remember_peers({"b": (1, digest(1))})
+        memory.remember_active({"b": 2})
+    with RevealMemory(path, project="one/") as memory:
+        assert memory.peers == ("b", "only_here")
+        found = refused("ROLLBACK", lambda: memory.remember_peers({"b": (8, digest(8))}))
+        assert "from site 'b' a memory of 8 events, where it had 9" in str(found)
+        memory.remember_peers({"b": (9, digest(9))})
+
+
 def test_peers_heads_survive_a_restart(path: Path) -> None:
     with RevealMemory(path) as memory:
         memory.remember_peers({"b": (5, digest(5)), "\u00e4\udc80": (1, digest(1))})
