@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fairflare.engine.masked_site import Masks
-from fairflare.errors import PolicyError, SecaggError
+from fairflare.errors import KitError, PolicyError, SecaggError
 from fairflare.he.ckks import SiteCipher, verify_server
 from fairflare.he.context import read_client, read_server
 from fairflare.he.parameters import Record
@@ -76,7 +76,16 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, local: 
 def _revoked(kit: Path, root: bytes) -> Callable[[], frozenset[int]]:
     """Reads the kit's list at each join: one that is taken over while a job runs counts for its next session."""
     read_revoked(kit, root)  # a list that is not the root's is said now
-    return lambda: read_revoked(kit, root).serials
+
+    def serials() -> frozenset[int]:
+        try:
+            return read_revoked(kit, root).serials
+        except KitError as problem:  # as of any other certificate that does not count: this JOIN is refused by name
+            raise SecaggError(
+                "FF-SECAGG-REVOKED", got=problem.got, expected=problem.expected, next_step=problem.next_step
+            ) from None
+
+    return serials
 
 
 def _identity(policy: SitePolicy, name: str, startup: Path) -> tuple[Identity, bytes | None]:
