@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fairflare kit``: harden a start-up kit, check that it is as it was, and write down the other hospitals' keys."""
+"""``fairflare kit``: look after a start-up kit through its years."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairflare.errors import KitError
 from fairflare.flare.provision_files import Settings
 
 app = typer.Typer(
-    help="Harden a start-up kit, check that it is as it was, and write down the other hospitals' keys.",
+    help="Look after a start-up kit: harden, check, revoke certificates, back up, restore, clean up.",
     no_args_is_help=True,
 )
 
@@ -148,7 +148,8 @@ def backup(
     kit: KitFolder,
     to: Annotated[Path, typer.Option(help="The archive to write, a new file.")],
     with_key: Annotated[
-        bool, typer.Option("--with-key", help="With startup/ and its private key: keep the archive like the key.")
+        bool,
+        typer.Option("--with-key", help="With all private keys (startup/, encrypted statistics): keep it like a key."),
     ] = False,
 ) -> None:
     """Copy what a site must not lose: local/, the store with what was revealed and decided, and the anchors.
@@ -160,7 +161,7 @@ def backup(
     made = back_up(kit, to, with_key=with_key)
     typer.echo(f"{to}: {len(made.files)} files of {made.site}, {made.made}")
     if with_key:
-        typer.echo("it holds the private key: whoever reads it can act as this hospital")
+        typer.echo("it holds the private keys: whoever reads it can act as this hospital")
 
 
 @app.command()

@@ -78,7 +78,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that the server's kit takes, may take (``None``: no limit), and that its disk has left."""
+    """Bytes that the server's kit takes, may take (``None``: its limits cannot be read), and that its disk has left."""
 
     used: int
     quota: int | None
@@ -145,7 +145,9 @@ def _warnings(found: Health) -> Iterator[str]:
         if days < SOON_DAYS:
             yield f"{one.name} ends on {one.ends:%Y-%m-%d}: ask the project's provisioner for a new kit."
     disk = found.disk
-    if disk.quota is not None and disk.used > FULL * disk.quota:
+    if disk.quota is None:
+        yield "local/limits.json cannot be used, and the server does not start with it: correct it."
+    elif disk.used > FULL * disk.quota:
         yield f"The kit takes {size(disk.used)} of {size(disk.quota)}: delete jobs that nobody needs any more."
     for job in found.jobs:
         if job.status == "RUNNING" and not found.is_alive:
@@ -200,7 +202,11 @@ def _refusals(found: Health) -> Part:
 
 def _disk(found: Health) -> Part:
     disk = found.disk
-    limit = "no limit" if disk.quota is None else f"{size(disk.quota)} ({disk.used / max(disk.quota, 1):.0%} used)"
+    limit = (
+        "not known: local/limits.json cannot be used"
+        if disk.quota is None
+        else f"{size(disk.quota)} ({disk.used / max(disk.quota, 1):.0%} used)"
+    )
     rows = (("the kit, jobs and records included", size(disk.used)), ("may take", limit))
     return Part("Disk", grids=(Grid("Disk", ("", ""), (*rows, ("left on the disk", size(disk.free)))),))
 

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from fairflare import schema
 from fairflare.errors import KitError
+from fairflare.he.parameters import CLIENT_CONTEXT
 from fairflare.policy import read_policy
 from fairflare.policy.approvals import site_name
 from fairflare.policy.site import DECISIONS_NAME, POLICY_NAME, Hash
@@ -60,7 +61,7 @@ def back_up(kit: Path, to: Path, *, with_key: bool = False) -> Backup:
     to
         The archive, which must not be there yet.
     with_key
-        Whether ``startup/`` goes in as well, with the private key: then the archive must be kept like the key.
+        Whether ``startup/`` and the key of encrypted statistics go in as well: then keep the archive like the key.
 
     Raises
     ------
@@ -162,6 +163,8 @@ def _contents(kit: Path, store: Path, with_key: bool) -> Iterator[tuple[str, byt
     # Anchors first: the store's copy is then as new, or newer.
     for top in (ANCHORS, "local", *(["startup"] if with_key else [])):
         for file in _files(kit / top):
+            if file.name == CLIENT_CONTEXT and not with_key:  # all hospitals' secret key of encrypted statistics
+                continue
             yield f"{top}/{file.relative_to(kit / top).as_posix()}", file.read_bytes()
     for file in _files(store):
         if file.name.endswith((_LOCK, "-journal")):

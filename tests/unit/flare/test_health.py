@@ -23,6 +23,7 @@ from fairflare.evaluation.health_page import to_html, to_json, to_terminal
 from fairflare.evaluation.render import to_text
 from fairflare.flare import presence
 from fairflare.flare.health import INTERRUPTED, health, kit_size
+from fairflare.flare.limits_file import LIMITS_NAME, STANDARD
 from fairflare.flare.without import FILE_NAME
 from fairflare.policy.roster import ROSTER_FORMAT, ROSTER_NAME
 from fairflare.record import FILE_NAME as RECORD
@@ -199,10 +200,18 @@ def test_the_disk_is_the_whole_kit(server: Path) -> None:
     assert found(server).disk.used == kit_size(server)
 
 
+def test_limits_that_cannot_be_read_are_not_called_no_limits(server: Path) -> None:
+    assert found(server).disk.quota == STANDARD.quota_bytes
+    (server / "local").mkdir(exist_ok=True)
+    (server / "local" / LIMITS_NAME).write_text("{}", encoding="utf-8")
+    assert found(server).disk.quota is None
+    assert "not known: local/limits.json cannot be used" in to_html(found(server))
+
+
 def lines(**changes: Any) -> Health:
     base: dict[str, Any] = {
         "server": "s", "now": NOW.timestamp(), "started": 1.0, "alive": NOW.timestamp(), "sites": (), "jobs": (),
-        "refusals": (), "disk": Disk(1, None, 10), "certificates": (),
+        "refusals": (), "disk": Disk(1, 100, 10), "certificates": (),
     }  # fmt: skip
     return Health(**{**base, **changes})
 
@@ -213,6 +222,8 @@ def test_warnings() -> None:
     assert len(lines(certificates=(soon, later)).warnings) == 1
     assert len(lines(disk=Disk(91, 100, 9)).warnings) == 1
     assert lines(disk=Disk(90, 100, 9)).warnings == ()
+    (limits,) = lines(disk=Disk(90, None, 9)).warnings
+    assert "limits.json cannot be used" in limits
     dead = lines(alive=NOW.timestamp() - 21, jobs=(JobLine("i", "n", "RUNNING", 1.0),))
     assert len(dead.warnings) == 2
     assert verdict(dead) == "The server is NOT running."

@@ -22,6 +22,7 @@ from fairflare.cli import app
 from fairflare.errors import KitError
 from fairflare.flare import kit_backup
 from fairflare.flare.kit_backup import back_up, restore
+from fairflare.he.parameters import CLIENT_CONTEXT
 from fairflare.policy import open_policy, write_policy
 from fairflare.privacy.anchor import decisions_anchor, reveals_anchor
 from fairflare.privacy.decisions import DecisionLog, read_history
@@ -160,6 +161,15 @@ def test_on_a_new_machine_everything_comes_back_but_the_key_only_if_it_was_asked
         (kit / "startup" / "client.key").touch()
 
 
+def test_the_hospitals_shared_key_goes_only_where_a_key_was_asked_for(kit: Path, tmp_path: Path) -> None:
+    (kit / "local" / CLIENT_CONTEXT).write_bytes(b"SECRET OF ALL HOSPITALS")
+    assert f"local/{CLIENT_CONTEXT}" not in back_up(kit, tmp_path / "a.tgz").files
+    with tarfile.open(tmp_path / "a.tgz") as archive:
+        parts = [archive.extractfile(one) for one in archive]
+        assert all(b"SECRET" not in part.read() for part in parts if part is not None)
+    assert f"local/{CLIENT_CONTEXT}" in back_up(kit, tmp_path / "key.tgz", with_key=True).files
+
+
 def test_another_sites_copy_is_refused(kit: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "other", "hospital-2")
     back_up(other, tmp_path / "a.tgz")
@@ -238,7 +248,7 @@ def test_the_commands(kit: Path, tmp_path: Path) -> None:
     run = CliRunner()
     archive = tmp_path / "a.tgz"
     assert (
-        "holds the private key"
+        "holds the private keys"
         in run.invoke(app, ["kit", "backup", str(kit), "--to", str(archive), "--with-key"]).output
     )
     again = run.invoke(app, ["kit", "backup", str(kit), "--to", str(archive)])
