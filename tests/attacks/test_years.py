@@ -135,6 +135,26 @@ def test_an_honest_site_is_never_refused_and_an_old_copy_is(data: st.DataObject)
                     site.begin(roster)
 
 
+def test_the_count_is_exact_where_a_session_brings_no_news_of_others(tmp_path: Path) -> None:
+    """One event more and it would be too many: the session's own, the step's, and nothing else has been written."""
+    first, others = NAMES[0], NAMES[1:]
+    memories = files(tmp_path)
+    for begins in ((first,), NAMES):  # the first time only one begins: it has written down what it heard of the others
+        federation = Federation(NAMES, memories=memories, begin=False)
+        before = memories[first].head[0]
+        for name, site in federation.sites.items():
+            federation.server.join(name, site.join())
+        roster = federation.server.begin(NAMES)
+        for name in begins:
+            federation.sites[name].begin(roster)
+    assert memories[first].head[0] == before + 1
+    values = vectors(NAMES)
+    federation.upload(federation.to_upload(), {name: values[name] for name in others})
+    assert {known(memories[name], first) for name in others} == {before + 2} == {memories[first].head[0]}
+    for memory in memories.values():
+        memory.close()
+
+
 def test_a_count_that_is_too_high_would_lock_an_honest_site_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

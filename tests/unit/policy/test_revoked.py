@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fairflare.cli import app
 from fairflare.errors import KitError
+from fairflare.flare.kit_state import verify_start
 from fairflare.policy.revoked import (
     NOBODY,
     REVOKED_NAME,
@@ -124,6 +125,16 @@ def test_what_the_root_did_not_sign_so_is_no_list(spoil: str, project: Path, sta
         turned = good[:middle] + (b"A" if good[middle : middle + 1] != b"A" else b"B") + good[middle + 1 :]
         file.write_bytes({"text": b"nobody", "cut": good[:-40], "a bit": turned, "empty": b""}[spoil])
     refused("FF-KIT-REVOCATION", read_revoked, kit)
+
+
+def test_no_process_starts_from_a_kit_whose_own_certificate_was_revoked(project: Path, state: Path, kit: Path) -> None:
+    first = made(state, certificate(project, "hospital-2"))
+    take_over(kit, first)
+    verify_start(kit)  # another's
+    take_over(kit, made(state, certificate(project, "hospital-1"), before=first))
+    refused("FF-KIT-REVOKED", verify_start, kit)
+    (kit / "local" / REVOKED_NAME).write_bytes(b"no list")
+    refused("FF-KIT-REVOCATION", verify_start, kit)
 
 
 def test_only_the_roots_key_revokes_and_only_what_the_root_issued(project: Path, state: Path) -> None:
