@@ -40,6 +40,7 @@ _INDEX: Final = "backup.json"
 #: Bytes of one file, and files, that a copy may have; the store of a hospital has a few megabytes.
 _LARGEST, _MOST = 1 << 30, 100_000
 _LOCK: Final = ".lock"
+_DRAFT: Final = ".new"
 
 
 class Backup(StrictModel):
@@ -135,7 +136,7 @@ def _put(name: str, data: bytes, kit: Path, store: Path) -> bool:
 
 
 def _verify_newest(store: Path, anchors: Path) -> None:
-    files = sorted(one for one in anchors.iterdir() if not one.name.endswith(".new")) if anchors.is_dir() else []
+    files = _files(anchors)
     for one in files:
         kind, _, data_set = one.name.partition("-")
         file = store / data_set / "reveals.sqlite" if kind == "reveals" else store / DECISIONS_NAME
@@ -165,7 +166,11 @@ def _contents(kit: Path, store: Path, with_key: bool) -> Iterator[tuple[str, byt
         for file in _files(kit / top):
             if file.name == CLIENT_CONTEXT and not with_key:  # all hospitals' secret key of encrypted statistics
                 continue
-            yield f"{top}/{file.relative_to(kit / top).as_posix()}", file.read_bytes()
+            try:
+                data = file.read_bytes()
+            except FileNotFoundError:  # a running job or a person took it away meanwhile
+                continue
+            yield f"{top}/{file.relative_to(kit / top).as_posix()}", data
     for file in _files(store):
         if file.name.endswith((_LOCK, "-journal")):
             continue
@@ -173,7 +178,8 @@ def _contents(kit: Path, store: Path, with_key: bool) -> Iterator[tuple[str, byt
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(one for one in folder.rglob("*") if one.is_file() and not one.is_symlink())
+    """A folder's files, but for drafts: what is written as ``.new`` counts from its renaming on only."""
+    return sorted(one for one in folder.rglob("*") if one.is_file() and not one.is_symlink() and one.suffix != _DRAFT)
 
 
 def _whole(file: Path) -> bytes:

@@ -219,6 +219,26 @@ def test_a_damaged_or_hostile_archive_writes_nothing(spoil: str, kit: Path, tmp_
     assert contents(tmp_path / "machine") == before
 
 
+def test_a_file_half_written_or_taken_away_meanwhile_is_left_out(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kit / "anchors" / "decisions.new").write_text("half", encoding="ascii")
+    (kit / "local" / "approvals" / "y.new").write_text("half", encoding="ascii")
+    gone = kit / "local" / "approvals" / "withdrawn.json"
+    gone.write_text("{}", encoding="utf-8")
+    read = Path.read_bytes
+
+    def taken_away(path: Path) -> bytes:
+        if path == gone:
+            path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", taken_away)
+    index = back_up(kit, tmp_path / "a.tgz")
+    assert "anchors/decisions" in index.files
+    assert not [one for one in index.files if one.endswith(".new") or "withdrawn" in one]
+
+
 def test_a_copy_while_jobs_write_is_whole(kit: Path, tmp_path: Path) -> None:
     ends = threading.Event()
 
