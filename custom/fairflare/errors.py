@@ -15,6 +15,7 @@
     |-- JobError          FF-JOB-*     a job that is not one of ours: its files, its meta data, or how it is asked for
     |-- RunError          FF-RUN-*     a run, a record or a workspace that is incomplete or inconsistent
     |-- HeError           FF-HE-*      encrypted statistics: a context, a key or a ciphertext that cannot be used
+    |-- LedgerError       FF-LEDGER-*  a data set's privacy budget: spent, or its ledger cannot be used
     |-- SecaggError       FF-SECAGG-*  secure aggregation: a message, a key or a state that the protocol does not allow
     |-- ShutterError      FF-SHUTTER-*  a site's shutters that cannot be closed, or are not
     |-- KitError          FF-KIT-*     a start-up kit that cannot work: expired, incomplete, or put together from two
@@ -123,6 +124,12 @@ class DecisionError(FairFlareError):
     """A site's list of decisions that cannot be written, or was changed: then the site decides nothing."""
 
     prefix = "FF-DECISION-"
+
+
+class LedgerError(FairFlareError):
+    """A data set's privacy budget is spent, or its ledger is damaged, lost, or cannot count."""
+
+    prefix = "FF-LEDGER-"
 
 
 class SecaggError(FairFlareError):

@@ -139,7 +139,7 @@ def _verify_newest(store: Path, anchors: Path) -> None:
     files = _files(anchors)
     for one in files:
         kind, _, data_set = one.name.partition("-")
-        file = store / data_set / "reveals.sqlite" if kind == "reveals" else store / DECISIONS_NAME
+        file = store / data_set / f"{kind}.sqlite" if data_set else store / DECISIONS_NAME  # reveals-X, ledger-X
         newest = Anchor(one).read()
         if newest is not None and newest not in _events(file):
             _refuse(

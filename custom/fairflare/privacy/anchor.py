@@ -76,3 +76,8 @@ def decisions_anchor(kit: Path) -> Anchor:
 def reveals_anchor(kit: Path, data_set: str) -> Anchor:
     """The anchor of a data set's memory of what was revealed, in the site's kit."""
     return Anchor(kit / ANCHORS / f"reveals-{data_set}")
+
+
+def ledger_anchor(kit: Path, data_set: str) -> Anchor:
+    """The anchor of a data set's privacy ledger, in the site's kit."""
+    return Anchor(kit / ANCHORS / f"ledger-{data_set}")

@@ -24,8 +24,10 @@ from fairflare.flare import kit_backup
 from fairflare.flare.kit_backup import back_up, restore
 from fairflare.he.parameters import CLIENT_CONTEXT
 from fairflare.policy import open_policy, write_policy
-from fairflare.privacy.anchor import decisions_anchor, reveals_anchor
+from fairflare.privacy.anchor import decisions_anchor, ledger_anchor, reveals_anchor
 from fairflare.privacy.decisions import DecisionLog, read_history
+from fairflare.privacy.ledger import Ledger
+from fairflare.privacy.loss import Budget, Gaussian, Release
 from fairflare.privacy.reveals import RevealMemory
 from fairflare.secagg.identity import development_identity
 from tests.unit.privacy.test_decisions import ACCEPTED, REFUSED
@@ -55,11 +57,13 @@ def make(machine: Path, name: str) -> Path:
 
 
 def live(kit: Path, session: int) -> None:
-    """A job: something is decided and revealed."""
+    """A job: something is decided, revealed and paid for."""
     store = kit.parent / "store"
     DecisionLog(store / "decisions.jsonl", decisions_anchor(kit)).append(ACCEPTED)
     with RevealMemory(store / "heart" / "reveals.sqlite", reveals_anchor(kit, "heart")) as memory:
         memory.begin(bytes([session]) * 32, PLAN, ROSTER)
+    paid = Release(PLAN, "job", session, "model", Gaussian(20.0, 1.0, 1))
+    Ledger(store / "heart" / "ledger.sqlite", ledger_anchor(kit, "heart")).spend(Budget(8.0, 1e-5), paid)
 
 
 def refused(code: str, call: Callable[[], object]) -> None:
@@ -81,7 +85,7 @@ def test_a_lost_store_comes_back_and_goes_on(kit: Path, tmp_path: Path) -> None:
     shutil.rmtree(kit.parent / "store")
     index, written = restore(tmp_path / "a.tgz", kit)
     assert index == made
-    assert set(written) == {"store/decisions.jsonl", "store/heart/reveals.sqlite"}
+    assert set(written) == {"store/decisions.jsonl", "store/heart/ledger.sqlite", "store/heart/reveals.sqlite"}
     after = contents(kit.parent / "store")
     assert after["decisions.jsonl"] == before["decisions.jsonl"]
     live(kit, 2)
@@ -94,7 +98,7 @@ def test_a_copy_from_before_the_last_job_is_refused(kit: Path, tmp_path: Path) -
     live(kit, 2)
     back_up(kit, tmp_path / "new.tgz")
     shutil.rmtree(kit.parent / "store")
-    for anchor in ("decisions", "reveals-heart"):  # each alone
+    for anchor in ("decisions", "ledger-heart", "reveals-heart"):  # each alone
         kept = {one.name: one.read_bytes() for one in (kit / "anchors").iterdir()}
         for name in kept:
             if name != anchor:
@@ -274,5 +278,5 @@ def test_the_commands(kit: Path, tmp_path: Path) -> None:
     again = run.invoke(app, ["kit", "backup", str(kit), "--to", str(archive)])
     assert again.exit_code != 0  # nothing is overwritten
     shutil.rmtree(kit.parent / "store")
-    assert "2 of " in run.invoke(app, ["kit", "restore", str(archive), str(kit)]).output
+    assert "3 of " in run.invoke(app, ["kit", "restore", str(archive), str(kit)]).output
     DecisionLog(kit.parent / "store" / "decisions.jsonl", decisions_anchor(kit)).append(REFUSED)
