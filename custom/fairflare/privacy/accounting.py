@@ -8,6 +8,7 @@ Gaussian differential privacy is not used: it is an approximation that reports t
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ FINE: Final = 1e-4
 COARSE: Final = 1e-3
 #: Epsilon (RDP, one unit more or less) from which on it is not counted by PLD.
 _MOST_EXACT: Final = 32.0
+
+#: Whole orders only: others do not always converge, and each failure is a line in the log.
+_ORDERS: Final = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
+
+# Its warnings repeat sampling rates, from which the number of records follows; a log may leave the site.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _NEIGHBOURS: Final = {
     "add_remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
@@ -86,7 +93,7 @@ def _distribution(mechanism: Mechanism, relation: Relation, interval: float) -> 
 
 def _rdp(mechanisms: tuple[Mechanism, ...]) -> Callable[[float], float]:
     """Epsilon by delta, for one unit more or less."""
-    accountant = rdp.RdpAccountant(neighboring_relation=_NEIGHBOURS["add_remove"])
+    accountant = rdp.RdpAccountant(_ORDERS, neighboring_relation=_NEIGHBOURS["add_remove"])
     for one in mechanisms:
         if isinstance(one, DpSgd):
             noise = dp_accounting.GaussianDpEvent(one.sigma)

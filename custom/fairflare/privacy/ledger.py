@@ -27,9 +27,6 @@ from fairflare.privacy.loss import Budget, DpSgd, Gaussian, Mechanism, Relation,
 if TYPE_CHECKING:
     from fairflare.privacy.accounting import Epsilon
 
-#: Name of a data set's ledger in its folder of the store.
-LEDGER_NAME: Final = "ledger.sqlite"
-
 _KINDS: Final[dict[str, Callable[..., Mechanism]]] = {"dpsgd": DpSgd, "gaussian": Gaussian}
 _PAUSE: Final = 0.02
 
@@ -230,4 +227,4 @@ def _refuse(kind: str, got: str, expected: str, next_step: str) -> NoReturn:
     raise LedgerError(f"FF-LEDGER-{kind}", got=got, expected=expected, next_step=next_step) from None
 
 
-__all__ = ["LEDGER_NAME", "Entry", "Ledger"]
+__all__ = ["Entry", "Ledger"]

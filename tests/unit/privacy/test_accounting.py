@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import subprocess
 import sys
@@ -110,6 +111,12 @@ def test_losses_beyond_all_use_are_rough_and_quick() -> None:
 
 def test_many_large_releases_never_count_as_fewer() -> None:
     assert merged([Gaussian(0.01, 1.0, 7), Gaussian(0.02, 1.0, 1)]) == (Gaussian(0.01, 1.0, 8),)
+
+
+def test_nothing_is_logged_that_tells_how_many_records_there_are(capfd: pytest.CaptureFixture[str]) -> None:
+    assert not logging.getLogger("absl").isEnabledFor(logging.ERROR)
+    epsilon([DpSgd(0.053333, 0.472, 380)], 1e-5, interval=COARSE)
+    assert capfd.readouterr() == ("", "")
 
 
 mechanisms = st.one_of(

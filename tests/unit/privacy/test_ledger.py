@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from fairflare.errors import LedgerError
-from fairflare.privacy import ledger as module
 from fairflare.privacy.accounting import epsilon
 from fairflare.privacy.anchor import Anchor, ledger_anchor
 from fairflare.privacy.chain import EMPTY, EventChain
@@ -346,4 +345,3 @@ def test_an_empty_ledger_is_not_made_by_looking(file: Path, anchor: Anchor) -> N
     assert Ledger(file, anchor).head() == EMPTY
     assert Ledger(file, anchor).epsilon(1e-5).value == 0
     assert not file.parent.exists()
-    assert file.name == module.LEDGER_NAME
