@@ -20,10 +20,12 @@ from fairflare.cli import (
     he,
     jobs,
     kit,
+    ledger,
     plan,
     policy,
     predict,
     pretrain,
+    privacy,
     rehearse,
     report,
     run,
@@ -50,9 +52,11 @@ app.add_typer(run.app, name="run")
 app.add_typer(secagg.app, name="secagg")
 app.add_typer(he.app, name="he")
 app.add_typer(policy.app, name="policy")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
 app.add_typer(server.app, name="server")
 app.add_typer(kit.app, name="kit")
+plan.app.command(name="privacy")(privacy.plan_privacy)
 plan.app.command(name="feasibility")(feasibility.plan_feasibility)
 app.command(name="feasibility")(feasibility.feasibility)
 app.command(name="rehearse")(rehearse.rehearse)

@@ -340,6 +340,10 @@ class SitePolicy(StrictModel):
         """
         return store_folder(self.store, site, workspace, data_set) / "reveals.sqlite"
 
+    def ledger_file(self, site: str | None, data_set: str, workspace: Path | None) -> Path:
+        """Where the site counts what a data set's private releases cost; as :meth:`memory_file`."""
+        return store_folder(self.store, site, workspace, data_set) / "ledger.sqlite"
+
     def decisions_file(self, site: str | None, workspace: Path | None) -> Path:
         """Where the site writes what it decided; as :meth:`memory_file`. Without a ``workspace``: for reading it."""
         return store_folder(self.store, site, workspace) / DECISIONS_NAME

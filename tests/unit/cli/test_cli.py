@@ -17,13 +17,15 @@ ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "help.txt"
 COMMANDS = [
     [], ["plan"], ["plan", "new"], ["plan", "presets"], ["plan", "check"], ["plan", "hash"], ["plan", "diff"],
-    ["plan", "feasibility"], ["feasibility"], ["data"], ["data", "check"], ["data", "import"], ["data", "synthetic"],
+    ["plan", "feasibility"], ["plan", "privacy"], ["feasibility"],
+    ["data"], ["data", "check"], ["data", "import"], ["data", "synthetic"],
     ["jobs"], ["jobs", "write"], ["jobs", "make"], ["jobs", "check"],
     ["audit"], ["audit", "job"], ["audit", "kit"], ["audit", "rules"],
     ["server"], ["server", "health"], ["server", "resume"],
     ["run"], ["run", "simulate"], ["run", "local"], ["run", "verify"], ["run", "resume"], ["secagg"],
     ["secagg", "explain"], ["he"], ["he", "make"], ["he", "seal"], ["he", "open"], ["he", "show"],
     ["rehearse"], ["report"],
+    ["ledger"], ["ledger", "show"], ["ledger", "verify"], ["ledger", "export"], ["ledger", "forecast"],
     ["policy"], ["policy", "new"], ["policy", "key"], ["policy", "check"], ["policy", "explain"],
     ["policy", "approve"], ["policy", "decisions"],
     ["evaluate"], ["predict"], ["worth"], ["study"], ["pretrain"], ["weights"], ["weights", "show"], ["demo"],

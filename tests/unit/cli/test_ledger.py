@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person asks of a data set's ledger, and how much noise a plan needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fairflare import presets, schema
+from fairflare.cli import app
+from fairflare.errors import FairFlareError
+from fairflare.plan.privacy import read_draft
+from fairflare.policy import open_policy, write_policy
+from fairflare.policy.site import MostPrivacyLoss
+from fairflare.privacy.anchor import ledger_anchor
+from fairflare.privacy.ledger import Ledger
+from fairflare.privacy.loss import Budget, DpSgd, Gaussian, Release
+
+JOBS = Path(__file__).resolve().parents[3] / "jobs"
+PLAN = presets.PRESETS["heart_flexfair"]("heart_flexfair")
+SPENT = [
+    Release(PLAN.sha256, "job-1", 0, "model", DpSgd(0.05, 1.2, 100)),
+    Release(PLAN.sha256, "job-1", 1, "sex", Gaussian(20.0, 1.0, 1)),
+    Release(PLAN.sha256, "job-2", 0, "sex", Gaussian(20.0, 1.0, 1)),
+]
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    kit = tmp_path / "kit"
+    (kit / "startup").mkdir(parents=True)
+    (kit / "startup" / "client.crt").touch()
+    (kit / "local").mkdir()
+    (tmp_path / "store").mkdir(mode=0o700)
+    policy = open_policy(tmp_path / "store", identities="kit")
+    write_policy(
+        kit / "local", policy.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=8.0, delta=1e-5)})
+    )
+    return kit
+
+
+@pytest.fixture
+def spent(kit: Path, tmp_path: Path) -> Path:
+    ledger = Ledger(tmp_path / "store" / "heart" / "ledger.sqlite", ledger_anchor(kit, "heart"))
+    ledger.spend(Budget(8.0, 1e-5), *SPENT)
+    return kit
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    (tmp_path / "plan.json").write_text(schema.pretty(PLAN), encoding="utf-8")
+    return tmp_path / "plan.json"
+
+
+def fairflare(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def said(*words: object) -> str:
+    result = fairflare(*words)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return result.output
+
+
+def refused(code: str, *words: object) -> None:
+    result = fairflare(*words)
+    assert isinstance(result.exception, FairFlareError), result.output
+    assert result.exception.code == code
+
+
+def test_show_says_what_each_job_spent_and_what_is_left(spent: Path) -> None:
+    text = said("ledger", "show", spent / "local", "heart")
+    assert "heart: 3 private releases" in text
+    assert f"job job-1, plan {PLAN.sha256[:16]}: rounds 0 to 1, 2 releases of model, sex" in text
+    assert "job job-2" in text
+    found = json.loads(said("ledger", "show", spent / "local", "heart", "--json"))
+    both = found["epsilon"]
+    assert 0 < both["add_remove"]["value"] < both["replace"]["value"]
+    assert f"epsilon {both['replace']['value']:.3f} at delta 1e-05, one unit in another's place (pld)" in text
+    assert f"budget: epsilon 8; {8 - both['add_remove']['value']:.3f} left" in text
+    assert "left" not in said("ledger", "show", spent / "local", "heart", "--delta", "1e-7")
+
+
+def test_verify_and_export(spent: Path, tmp_path: Path) -> None:
+    file = tmp_path / "store" / "heart" / "ledger.sqlite"
+    _, head = Ledger(file).head()
+    assert f"last hash {head.hex()}" in said("ledger", "verify", spent / "local", "heart")
+    said("ledger", "export", spent / "local", "heart", "--to", tmp_path / "all.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines == [json.loads(line) for line in said("ledger", "export", spent / "local", "heart").splitlines()]
+    assert [one["release"]["job"] for one in lines] == ["job-1", "job-1", "job-2"]
+    assert isinstance(
+        fairflare("ledger", "export", spent / "local", "heart", "--to", tmp_path / "all.jsonl").exception,
+        FileExistsError,
+    )
+    file.unlink()
+    for command in ("show", "verify", "export"):
+        refused("FF-LEDGER-ROLLBACK", "ledger", command, spent / "local", "heart")
+
+
+def test_an_unused_ledger_is_empty_and_no_name_is_no_data_set(kit: Path, tmp_path: Path) -> None:
+    assert "0 private releases" in said("ledger", "verify", kit / "local", "heart")
+    assert "8.000 left" in said("ledger", "show", kit / "local", "heart")
+    assert list((tmp_path / "store").iterdir()) == []
+    for delta in (0, 1, -1, "nan"):
+        refused("FF-LEDGER-FORM", "ledger", "show", kit / "local", "heart", "--delta", delta)
+    for name in ("../heart", "", "Heart"):
+        refused("FF-LEDGER-DATA-SET", "ledger", "show", kit / "local", name)
+
+
+def test_a_policy_without_a_budget_is_named(tmp_path: Path, plan: Path) -> None:
+    (tmp_path / "store").mkdir(mode=0o700)
+    policy = write_policy(tmp_path, open_policy(tmp_path / "store"))
+    refused("FF-LEDGER-NO-BUDGET", "ledger", "show", policy, "heart", "--site", "site-1")
+    assert "names none" in said("ledger", "show", policy, "heart", "--site", "site-1", "--delta", "1e-5")
+    refused("FF-LEDGER-ASKED", "plan", "privacy", plan, "--records", 300)
+
+
+def test_a_proposal_is_forecast_as_it_said_and_covered_only_where_it_fits(
+    spent: Path, plan: Path, tmp_path: Path
+) -> None:
+    words = ("plan", "privacy", plan, "--records", 300, "--policy", spent / "local", "--to", tmp_path / "d.json")
+    text = said(*words, "--smallest-group", 40)
+    draft = read_draft(tmp_path / "d.json")
+    sigma = draft.differential_privacy.noise_multiplier
+    assert f"(sigma) {sigma:.3f} times" in text
+    assert "warning: a group of 40 records is small" in text
+    assert "not covered, exact as before: counts" in text
+    after = text.split("epsilon after the plan ")[1].split()[0]
+    asked = ("ledger", "forecast", plan, "--policy", spent / "local", "--records")
+    forecast = said(*asked, 300, "--draft", tmp_path / "d.json")
+    assert f"after the plan: epsilon {after} of 8 at delta 1e-05" in forecast
+    assert "covered: all 20 rounds" in forecast
+    refused("FF-LEDGER-ASKED", *words)  # nothing is overwritten
+    fewer = fairflare(*asked, 250, "--draft", tmp_path / "d.json")
+    assert fewer.exit_code == 1
+    assert "NOT covered: 1" in fewer.output
+    assert " of 20 rounds can be afforded" in fewer.output
+    other = tmp_path / "other.json"
+    other.write_text(schema.pretty(presets.PRESETS["heart_fedavg"]("x")), encoding="utf-8")
+    refused("FF-LEDGER-DRAFT", "ledger", "forecast", other, *asked[3:], 300, "--draft", tmp_path / "d.json")
+
+
+def test_options_that_make_no_sense_are_named(plan: Path, tmp_path: Path) -> None:
+    asked = ("plan", "privacy", plan, "--records", 300, "--epsilon")
+    refused("FF-LEDGER-FORM", *asked, -1)
+    refused("FF-LEDGER-FORM", *asked, 8, "--delta", 2)
+    refused("FF-LEDGER-ASKED", *asked, 8, "--group-noise", 0)
+    refused("FF-LEDGER-ASKED", *asked, 8, "--clip", -1)
+    refused("FF-LEDGER-UNREACHABLE", *asked, 1, "--group-noise", 1)
+    counting = tmp_path / "counting.json"
+    counting.write_text(
+        (JOBS / "heart_feasibility" / "app" / "config" / "plan.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    refused("FF-LEDGER-ASKED", "plan", "privacy", counting, "--records", 300, "--epsilon", 8)
