@@ -104,6 +104,8 @@ def show(
         typer.echo(f"  {line}")
     for relation, one in spent.items():
         typer.echo(f"epsilon {one.value:.3f} at delta {at:g}, {_MEANING[relation]} ({one.method})")
+    if spent["add_remove"].value > 0:
+        typer.echo("for each data set alone: of a patient who is in several, here or elsewhere, they add up")
     if account.budget is None:
         typer.echo("budget: the policy names none (differential_privacy)")
     elif at == account.budget.delta:

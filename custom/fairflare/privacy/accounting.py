@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Epsilon of everything that was released, by dp-accounting: the only module that imports it, which takes seconds.
 
-Privacy loss distributions (PLD) are rounded so that epsilon is never too small. Where they cannot be had (no memory, or
-a loss so large that nobody needs it exactly), Renyi differential privacy (RDP) is the fallback: larger, never smaller.
+Privacy loss distributions (PLD) are rounded so that epsilon is never too small. Where they cannot be had (no memory,
+a loss so large that nobody needs it exactly, or a delta as small as rounding errors), Renyi differential privacy (RDP)
+is the fallback: larger, never smaller.
 Gaussian differential privacy is not used: it is an approximation that reports too little.
 """
 
@@ -26,6 +27,8 @@ FINE: Final = 1e-4
 COARSE: Final = 1e-3
 #: Epsilon (RDP, one unit more or less) from which on it is not counted by PLD.
 _MOST_EXACT: Final = 32.0
+#: Delta below which the rounding errors of PLD's Fourier transforms are no longer small beside it.
+_LEAST_EXACT: Final = 1e-11
 
 #: Whole orders only: others do not always converge, and each failure is a line in the log.
 _ORDERS: Final = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
@@ -71,7 +74,7 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, relation: Relation
     if not mechanisms:
         return Epsilon(0.0, "pld")
     bound = _rdp(mechanisms)
-    if bound(delta) <= _MOST_EXACT:
+    if delta >= _LEAST_EXACT and bound(delta) <= _MOST_EXACT:
         try:
             parts = [_distribution(one, relation, interval) for one in mechanisms]
             found = float(reduce(lambda all_, one: all_.compose(one), parts).get_epsilon_for_delta(delta))

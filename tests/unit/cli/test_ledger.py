@@ -76,6 +76,7 @@ def test_show_says_what_each_job_spent_and_what_is_left(spent: Path) -> None:
     assert "heart: 3 private releases" in text
     assert f"job job-1, plan {PLAN.sha256[:16]}: rounds 0 to 1, 2 releases of model, sex" in text
     assert "job job-2" in text
+    assert "of a patient who is in several" in text
     found = json.loads(said("ledger", "show", spent / "local", "heart", "--json"))
     both = found["epsilon"]
     assert 0 < both["add_remove"]["value"] < both["replace"]["value"]

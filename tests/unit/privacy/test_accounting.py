@@ -101,6 +101,13 @@ def test_without_pld_rdp_says_more_and_says_so(relation: Relation, monkeypatch: 
     assert exact.value < found.value < (1.4 if relation == "add_remove" else 3) * exact.value
 
 
+def test_a_delta_as_small_as_rounding_errors_is_not_counted_by_pld() -> None:
+    some = [DpSgd(0.016, 1.0, 300)]
+    tiny, small = epsilon(some, 1e-16), epsilon(some, 1e-11)
+    assert (tiny.method, small.method) == ("rdp", "pld")
+    assert tiny.value > small.value
+
+
 def test_losses_beyond_all_use_are_rough_and_quick() -> None:
     for some in (Gaussian(0.01, 1.0, 10**6), DpSgd(0.5, 0.01, 10**8)):
         for relation in ("add_remove", "replace"):

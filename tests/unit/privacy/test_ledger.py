@@ -81,8 +81,10 @@ def test_what_cannot_be_afforded_is_refused_by_name_and_not_written(file: Path, 
     ledger.spend(Budget(limit, 1e-5), release(2))  # the last that fits, by the fine count
     head = ledger.head()
     problem = refused("FF-LEDGER-BUDGET", lambda: ledger.spend(Budget(limit, 1e-5), release(3)))
-    # All or none: the second alone would do.
-    refused("FF-LEDGER-BUDGET", lambda: ledger.spend(Budget(8.0, 1e-5), release(3, mechanism=Gaussian(0.1, 1.0, 1))))
+    refused("FF-LEDGER-BUDGET", lambda: ledger.spend(WIDE, release(3, mechanism=Gaussian(0.1, 1.0, 1))))
+    one, two = (epsilon([Gaussian(20.0, 1.0, count)], 1e-5).value for count in (4, 5))
+    several = Budget((one + two) / 2, 1e-5)  # for either, but all or none
+    refused("FF-LEDGER-BUDGET", lambda: ledger.spend(several, release(3), release(4)))
     refused("FF-LEDGER-BUDGET", lambda: ledger.spend(Budget(limit, 1e-5, "replace"), release(3)))
     assert ledger.head() == head
     assert not any(text in str(problem) for text in ("heart", PLAN, "job-1", f"{limit:.3g}"))
