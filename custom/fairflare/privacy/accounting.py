@@ -85,7 +85,7 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, relation: Relation
     return Epsilon(bound(delta) if relation == "add_remove" else _replaced(bound, delta), "rdp")
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _distribution(mechanism: Mechanism, relation: Relation, interval: float) -> Any:
     how = {"value_discretization_interval": interval, "neighboring_relation": _NEIGHBOURS[relation]}
     if isinstance(mechanism, DpSgd):

@@ -94,7 +94,8 @@ class Ledger:
         """
         if not releases:
             _refuse("FORM", "no release", "at least one", "call this for what is to be released")
-        _accounting()  # imported before others have to wait for it
+        # Once before anybody has to wait for it: what costs too much now always will, and the count is remembered.
+        _verify_affordable(self.entries(), releases, budget)
         with self._opened() as (chain, entries), chain.mine():
             after = _verify_affordable(entries, releases, budget)
             with chain.written([_event(release, budget) for release in releases]):

@@ -11,17 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fairflare.errors import LedgerError
+from fairflare.privacy import ledger as module
 from fairflare.privacy.accounting import epsilon
 from fairflare.privacy.anchor import Anchor, ledger_anchor
 from fairflare.privacy.chain import EMPTY, EventChain
-from fairflare.privacy.ledger import Ledger
+from fairflare.privacy.ledger import Entry, Ledger
 from fairflare.privacy.loss import Budget, DpSgd, Gaussian, Release
 
 PLAN = "a" * 64
@@ -273,6 +274,24 @@ def test_of_two_processes_that_race_for_the_last_of_a_budget_one_gets_it(file: P
     ledger = Ledger(file, Anchor(tmp_path / "anchor"))
     assert len(ledger.entries()) == 7
     assert ledger.epsilon(1e-5).value <= limit
+
+
+def test_what_another_job_spends_between_the_first_look_and_the_lock_counts(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(epsilon([Gaussian(20.0, 1.0, 2)], 1e-5).value, 1e-5)
+    look, looks = module._verify_affordable, list[int]()
+
+    def looked(entries: Sequence[Entry], releases: Sequence[Release], most: Budget) -> object:
+        found = look(entries, releases, most)
+        looks.append(len(entries))
+        if len(looks) == 1:
+            Ledger(file).spend(budget, release(0, job="another"), release(1, job="another"))
+        return found
+
+    monkeypatch.setattr(module, "_verify_affordable", looked)
+    refused("FF-LEDGER-BUDGET", lambda: Ledger(file).spend(budget, release()))
+    assert {one.release.job for one in Ledger(file).entries()} == {"another"}
 
 
 def test_killed_at_any_moment_the_ledger_has_all_that_was_paid(file: Path, tmp_path: Path) -> None:
