@@ -60,6 +60,9 @@ def plan_privacy(
     """
     from fairflare.plan import method_of, read_plan
     from fairflare.plan.privacy import GroupNoise
+    from fairflare.privacy.ledger import load_accounting
+
+    load_accounting()
     from fairflare.privacy.solver import propose
 
     found = read_plan(plan)

@@ -119,7 +119,7 @@ class Ledger:
             ``FF-LEDGER-ACCOUNTING``: dp-accounting cannot be imported.
         """
         found = [entry.release.mechanism for entry in self.entries()]
-        result: Epsilon = _accounting().epsilon([*found, *planned], delta, relation)
+        result: Epsilon = load_accounting().epsilon([*found, *planned], delta, relation)
         return result
 
     def _read(self) -> tuple[tuple[Entry, ...], Head]:
@@ -161,7 +161,7 @@ class Ledger:
 
 
 def _verify_affordable(entries: Sequence[Entry], releases: Sequence[Release], budget: Budget) -> Epsilon:
-    accounting = _accounting()
+    accounting = load_accounting()
     all_ = [*(entry.release.mechanism for entry in entries), *(release.mechanism for release in releases)]
     # Neither figure is ever too small, so the quick one may say yes.
     for interval in (accounting.COARSE, accounting.FINE):
@@ -176,8 +176,8 @@ def _verify_affordable(entries: Sequence[Entry], releases: Sequence[Release], bu
     )
 
 
-def _accounting() -> Any:
-    """The module that counts; a site that cannot count spends nothing."""
+def load_accounting() -> Any:
+    """The module that counts, or ``FF-LEDGER-ACCOUNTING``: a site that cannot count spends nothing."""
     try:
         from fairflare.privacy import accounting
     except ImportError:
@@ -228,4 +228,4 @@ def _refuse(kind: str, got: str, expected: str, next_step: str) -> NoReturn:
     raise LedgerError(f"FF-LEDGER-{kind}", got=got, expected=expected, next_step=next_step) from None
 
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["Entry", "Ledger", "load_accounting"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,12 @@ def test_options_that_make_no_sense_are_named(plan: Path, tmp_path: Path) -> Non
         (JOBS / "heart_feasibility" / "app" / "config" / "plan.json").read_text(encoding="utf-8"), encoding="utf-8"
     )
     refused("FF-LEDGER-ASKED", "plan", "privacy", counting, "--records", 300, "--epsilon", 8)
+
+
+def test_without_the_package_that_counts_it_is_named(spent: Path, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fairflare.privacy.accounting", None)
+    monkeypatch.delitem(sys.modules, "fairflare.privacy.solver", raising=False)
+    monkeypatch.delattr("fairflare.privacy.accounting", raising=False)
+    refused("FF-LEDGER-ACCOUNTING", "plan", "privacy", plan, "--records", 300, "--epsilon", 8)
+    refused("FF-LEDGER-ACCOUNTING", "ledger", "show", spent / "local", "heart")
+    said("ledger", "verify", spent / "local", "heart")
