@@ -12,6 +12,7 @@
     |-- RoundError        FF-ROUND-*   a reply that is refused, a site that is missing, a quorum that is not met
     |-- PolicyError       FF-POLICY-*  a site's policy that cannot be used, or that does not allow what a plan asks for
     |-- DecisionError     FF-DECISION-* a site's list of decisions that cannot be written, or was changed
+    |-- PrivacyError      FF-PRIVACY-* noise, clipping or a release that would not keep the privacy that is accounted
     |-- JobError          FF-JOB-*     a job that is not one of ours: its files, its meta data, or how it is asked for
     |-- RunError          FF-RUN-*     a run, a record or a workspace that is incomplete or inconsistent
     |-- HeError           FF-HE-*      encrypted statistics: a context, a key or a ciphertext that cannot be used
@@ -130,6 +131,12 @@ class LedgerError(FairFlareError):
     """A data set's privacy budget is spent, or its ledger is damaged, lost, or cannot count."""
 
     prefix = "FF-LEDGER-"
+
+
+class PrivacyError(FairFlareError):
+    """Noise, clipping, sampling or a release that would not keep the privacy that is accounted for."""
+
+    prefix = "FF-PRIVACY-"
 
 
 class SecaggError(FairFlareError):
