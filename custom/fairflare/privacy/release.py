@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Private group risks: sums and counts of groups leave a site with noise, small groups not at all.
+
+A unit (a patient) is in at most g groups. In each it counts once, with the mean of its records' utilities, clipped to
+[0, B] and moved to [-1, 1], as a whole number of 2^-20; so no rounding is left to account for. A unit that comes or
+goes then moves the sums, and the counts, by at most sqrt(g) in L2 norm, and discrete normal noise of z sqrt(g) makes
+each of the two releases a Gaussian mechanism with noise multiplier z. Counts are released once per job.
+
+Which groups are published must not say more than the noise allows. A threshold on exact counts lets one patient switch
+a whole group on and off: noise for one patient does not hide that. So there are two ways, which differ in what is
+promised:
+
+* ``add_remove``: whether a patient is in the data at all stays hidden. The threshold is put on noised counts, with a
+  margin, and everything below it is dropped before sums are taken.
+* ``replace_in_group``: who somebody is stays hidden, but counts are exact and known. The threshold is put on exact
+  counts; a patient can only be replaced by one of the same groups, which moves sums by up to 2 sqrt(g).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from fairflare.errors import PrivacyError
+from fairflare.privacy import noise
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Kept = NDArray[np.bool_]
+Adjacency = Literal["add_remove", "replace_in_group"]
+
+#: Sums and noised counts travel as whole numbers of 1 / SCALE.
+SCALE = 1 << 20
+#: Groups below the minimum pass the threshold on noised counts with at most this probability each.
+_MISTAKE = 1e-3
+
+
+@dataclass(frozen=True)
+class GroupNoise:
+    """What a release's privacy follows from; all of it is public.
+
+    Attributes
+    ----------
+    bound
+        B: utilities are clipped to [0, B].
+    multiplier
+        z: standard deviation of the noise in a sum over all ``sharing`` sites, over the sensitivity.
+    most_groups
+        g: groups in which a unit counts; of more, g are drawn.
+    minimum
+        Smallest number of units of a published group, from 1.
+    adjacency
+        What is hidden, as above.
+    sharing
+        h: sites that share the noise of a masked sum, each with the part 1 / h of the variance. It must be no more
+        than the sites whose part is sure to be in the sum and unknown to the others: max(t, n_min) - c. With h = 1
+        each site adds the whole noise and sharing gains nothing; so it is where nobody else is trusted. A site's own
+        part, seen without the others', is then protected with z / sqrt(h) only.
+    """
+
+    bound: float
+    multiplier: float
+    most_groups: int
+    minimum: int
+    adjacency: Adjacency
+    sharing: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no protection."""
+        for value in (self.bound, self.multiplier):
+            if not 2.0**-20 <= value <= 2.0**20:  # also refuses NaN
+                raise _refused("RELEASE", "a bound or a multiplier that is not above 0 and finite", "2^-20 to 2^20")
+        for whole in (self.most_groups, self.minimum, self.sharing):
+            if type(whole) is not int or not 1 <= whole <= 1 << 20:
+                raise _refused("RELEASE", "groups, a minimum or sites below one", "whole numbers from 1")
+        if self.adjacency not in ("add_remove", "replace_in_group"):
+            raise _refused("RELEASE", "another adjacency", "add_remove or replace_in_group")
+
+    @property
+    def sensitivity_squared(self) -> int:
+        """Square of how far a unit moves the sums in L2 norm, in units of 1: g, or 4 g for a replacement."""
+        return self.most_groups * (1 if self.adjacency == "add_remove" else 4)
+
+    @property
+    def variance(self) -> Fraction:
+        """Variance of one site's noise in each number, in units of 1 / SCALE squared."""
+        return Fraction(self.multiplier) ** 2 * self.sensitivity_squared * SCALE**2 / self.sharing
+
+    def deviation(self, reporting: int) -> float:
+        """Standard deviation of the noise in a sum over ``reporting`` sites, in units of 1."""
+        return math.sqrt(self.variance * reporting) / SCALE
+
+
+class Cohort:
+    """A site's units and their groups, fixed for a job.
+
+    Parameters
+    ----------
+    unit
+        Number of the unit of each record, (n,).
+    group
+        Groups of each record, (n,) or (n, A) for A attributes; numbers from 0 to ``size`` - 1, or -1 for none.
+    size
+        K, the number of groups of all attributes.
+    most_groups
+        g; of a unit with more groups, g are drawn.
+    """
+
+    def __init__(self, unit: Integers, group: Integers, size: int, most_groups: int) -> None:
+        columns = group[:, np.newaxis] if group.ndim == 1 else group
+        if len(columns) != len(unit) or not bool(((columns >= -1) & (columns < size)).all()):
+            raise _refused("RELEASE", "a group that is not declared", "numbers of groups, or -1")
+        self.size, self.most_groups, self._records = size, most_groups, len(unit)
+        member = np.unique(unit, return_inverse=True)[1]
+        record, column = np.nonzero(columns >= 0)
+        pairs, pair = np.unique(member[record] * size + columns[record, column], return_inverse=True)
+        kept = _at_most(pairs // max(size, 1), most_groups)
+        self._group = (pairs % max(size, 1))[kept]
+        place = np.full(pairs.size, -1)
+        place[kept] = np.arange(self._group.size)
+        inside = place[pair] >= 0
+        self._record, self._pair = record[inside], place[pair][inside]
+
+    @property
+    def counts(self) -> Integers:
+        """Units in each group, exact, (K,): they must not leave without noise or consent."""
+        return np.bincount(self._group, minlength=self.size).astype(np.int64)
+
+    def sums(self, values: Floats, bound: float) -> Integers:
+        """Sums over each group's units of their mean utility, moved from [0, B] to [-SCALE, SCALE], exact, (K,).
+
+        A utility that is not a number counts as B.
+        """
+        if values.shape != (self._records,):
+            raise _refused("RELEASE", "utilities of another number of records", "one per record")
+        moved = np.nan_to_num(values, nan=bound, posinf=bound, neginf=0.0).clip(0.0, bound) * (2.0 / bound) - 1.0
+        times = np.bincount(self._pair, minlength=self._group.size)
+        total = np.bincount(self._pair, weights=moved[self._record], minlength=self._group.size)
+        whole = np.rint(total / np.maximum(times, 1) * SCALE).astype(np.int64).clip(-SCALE, SCALE)
+        result = np.zeros(self.size, dtype=np.int64)
+        np.add.at(result, self._group, whole)
+        return result
+
+
+def noised_counts(cohort: Cohort, settings: GroupNoise, charge: Callable[[], None]) -> Integers:
+    """A site's noised counts, in units of 1 / SCALE, int64 (K,): once per job.
+
+    ``charge`` is called before noise is drawn: it writes the release down, or raises if it cannot be afforded.
+    """
+    if settings.adjacency != "add_remove":
+        raise _refused("RELEASE", "noised counts where exact ones are promised to be known", "add_remove")
+    _verify_groups(cohort, settings)
+    charge()
+    return cohort.counts * SCALE + noise.discrete_gaussian(cohort.size, settings.variance)
+
+
+def noised_sums(
+    cohort: Cohort, values: Floats, kept: Kept, settings: GroupNoise, charge: Callable[[], None]
+) -> Integers:
+    """A site's noised sums of the published groups, in units of 1 / SCALE, int64 (K,); 0 for the others.
+
+    Parameters
+    ----------
+    values
+        Utility of each record, (n,).
+    kept
+        From :func:`kept_by_noised` or :func:`kept_by_exact`: known to all before this release, (K,).
+    charge
+        Called before noise is drawn.
+    """
+    _verify_groups(cohort, settings)
+    if kept.shape != (cohort.size,) or kept.dtype != np.bool_:
+        raise _refused("RELEASE", "another number of groups than there are", "one truth value per group")
+    charge()
+    noised = cohort.sums(values, settings.bound) + noise.discrete_gaussian(cohort.size, settings.variance)
+    return np.where(kept, noised, 0)
+
+
+def kept_by_noised(noised: Integers, table: Integers, settings: GroupNoise, reporting: int) -> Kept:
+    """Which groups are published, from noised counts (K,) summed over ``reporting`` sites: no further privacy is spent.
+
+    The noised count must be above the minimum by so much that a smaller group seldom passes (1 in 1000). ``table``:
+    number of each group's attribute, for the second suppression.
+    """
+    limit = settings.minimum + float(-ndtri(_MISTAKE)) * settings.deviation(reporting)
+    return _kept(np.maximum(noised / SCALE, 1.0), table, limit)
+
+
+def kept_by_exact(counts: Integers, table: Integers, settings: GroupNoise) -> Kept:
+    """Which groups a site publishes, from exact counts (K,), where these are known anyway."""
+    if settings.adjacency != "replace_in_group":
+        raise _refused("RELEASE", "a threshold on exact counts that are to stay hidden", "kept_by_noised")
+    return _kept(counts.astype(np.float64), table, float(settings.minimum))
+
+
+def rounded(counts: Floats | Integers, base: int, kept: Kept) -> Integers:
+    """Counts (K,) as the nearest multiples of ``base``, not below 0; 0 for what is not published."""
+    if type(base) is not int or base < 1:
+        raise _refused("RELEASE", "a base of rounding below one", "a whole number from 1")
+    nearest = np.maximum(np.rint(counts / base), 0).astype(np.int64) * base
+    return np.where(kept, nearest, 0)
+
+
+def risks(sums: Integers, counts: Floats, kept: Kept, settings: GroupNoise, reporting: int) -> tuple[Floats, Floats]:
+    """Mean utility of each published group and the standard deviation that the noise gives it, (K,); NaN for others.
+
+    Parameters
+    ----------
+    sums
+        Of :func:`noised_sums` over ``reporting`` sites.
+    counts
+        Units of each group in units of 1: noised ones divided by ``SCALE``, or exact ones.
+    """
+    known = kept & (counts >= 1)
+    divisor = np.where(known, counts, 1.0)
+    mean = (sums / SCALE / divisor).clip(-1.0, 1.0)
+    own = settings.deviation(reporting)
+    of_counts = own if settings.adjacency == "add_remove" else 0.0
+    half = settings.bound / 2
+    deviation = half * np.sqrt(own**2 + (mean * of_counts) ** 2) / divisor
+    return np.where(known, half + half * mean, np.nan), np.where(known, deviation, np.nan)
+
+
+def _kept(counts: Floats, table: Integers, limit: float) -> Kept:
+    """Groups of at least ``limit`` units; if the rest of a table can be told from its total, more are left out.
+
+    A single group left out is the total minus the others, and so is the sum of two: what is left out must be at least
+    two groups that together have ``limit`` units. Groups without any unit cover nobody.
+    """
+    if counts.shape != table.shape:
+        raise _refused("RELEASE", "groups without a table", "the number of each group's attribute")
+    kept = counts >= limit
+    for one in np.unique(table):
+        inside = table == one
+        while True:
+            out = inside & ~kept & (counts > 0)
+            shown = np.flatnonzero(inside & kept)
+            if not out.any() or shown.size == 0 or (out.sum() >= 2 and counts[out].sum() >= limit):
+                break
+            kept[shown[np.argmin(counts[shown])]] = False
+    return kept
+
+
+def _at_most(unit: Integers, most: int) -> Integers:
+    """Places of up to ``most`` entries of each unit, drawn."""
+    order = np.lexsort((noise.words(unit.size), unit))
+    _, first, size = np.unique(unit[order], return_index=True, return_counts=True)
+    kept: Integers = np.sort(order[np.arange(unit.size) - np.repeat(first, size) < most])
+    return kept
+
+
+def _verify_groups(cohort: Cohort, settings: GroupNoise) -> None:
+    if cohort.most_groups > settings.most_groups:
+        raise _refused("RELEASE", "units in more groups than the noise is made for", "at most g groups per unit")
+
+
+def _refused(code: str, got: str, expected: str) -> PrivacyError:
+    return PrivacyError(
+        f"FF-PRIVACY-{code}",
+        got=got,
+        expected=expected,
+        next_step="check the plan's privacy section; report this as a defect of FairFlare if it is as it should be",
+    )
