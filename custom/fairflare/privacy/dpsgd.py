@@ -38,6 +38,8 @@ Losses = Callable[[Integers], torch.Tensor]
 
 #: Gradients are clipped this much shorter than the bound, so that rounding never makes a record exceed it.
 _SLACK = {torch.float32: 2.0**-14, torch.float64: 2.0**-44}
+#: Gradients longer than this many bounds count as not finite: scaling them down would lose digits to underflow.
+_LONGEST = 2.0**40
 #: Rounding grows with the records of one pass; with more of them the slack would no longer cover it.
 MOST_AT_ONCE = 512
 
@@ -108,7 +110,7 @@ class UnitSampler:
         if unit.ndim != 1 or not np.issubdtype(unit.dtype, np.integer):
             raise _refused("UNIT", "units that are no row of whole numbers", "one number per record")
         names, self._unit = np.unique(unit, return_inverse=True)
-        self.units, self.rate, self.cap = int(names.size), rate, cap
+        self.units, self.records, self.rate, self.cap = int(names.size), unit.size, rate, cap
         noise.chosen(0, rate)  # refuses a rate that is none before any data are read
 
     def draw(self) -> Drawn:
@@ -190,6 +192,7 @@ class DpSgd:
             ``FF-PRIVACY-WEIGHT``, or ``FF-PRIVACY-MODEL`` if per-record gradients cannot be had. What was charged
             stays charged.
         """
+        self._verify_weights(weights, self.sampler.records)  # all of them: whether one is bad must not hang on the draw
         self._charge()
         drawn = self.sampler.draw()
         total = self.clipped_sum(drawn, weights[drawn.records], losses)
@@ -210,16 +213,20 @@ class DpSgd:
         A record whose gradient is not finite counts as zero: one broken image cannot end a round, and whether there is
         one stays unknown.
         """
-        if weights.shape != drawn.records.shape or not bool(
-            ((weights >= 0) & (weights <= self.mechanism.most_weight)).all()  # NaN is neither
-        ):
-            raise _refused("WEIGHT", "fairness weights outside their range", "one per record, from 0 to most_weight")
+        if not self._model.training:
+            raise _model("a model that is not in training mode", "training mode")
+        self._verify_weights(weights, drawn.records.size)
         factors = weights * drawn.share
         total = np.zeros(sum(parameter.numel() for parameter in self._parameters))
         for start in range(0, drawn.records.size, self._at_once):
             part = slice(start, start + self._at_once)
             total += self._sum_of(drawn.records[part], factors[part], losses)
         return total
+
+    def _verify_weights(self, weights: Floats, records: int) -> None:
+        inside = (weights >= 0) & (weights <= self.mechanism.most_weight)  # NaN is neither
+        if weights.shape != (records,) or not bool(inside.all()):
+            raise _refused("WEIGHT", "fairness weights outside their range", "one per record, from 0 to most_weight")
 
     def _sum_of(self, records: Integers, factors: Floats, losses: Losses) -> Floats:
         """The clipped, weighted sum of a few records, without those whose gradients are not finite."""
@@ -230,9 +237,9 @@ class DpSgd:
                 raise _model("losses of another shape", "one loss per record")
             loss.sum().backward(retain_graph=self.mode == "ghost")  # type: ignore[no-untyped-call]
             norms = self._norms(records.size)
-            finite = torch.isfinite(norms)
+            bound = self.mechanism.clip * (1.0 - self._slack)
+            finite = norms <= bound * _LONGEST  # false for NaN
             if bool(finite.all()):
-                bound = self.mechanism.clip * (1.0 - self._slack)
                 clipped = torch.from_numpy(factors) * (bound / norms.clamp(min=bound))
                 return self._weighted(loss, clipped)
             kept = finite.numpy()
@@ -248,8 +255,7 @@ class DpSgd:
             found = getattr(parameter, name, None)
             if not isinstance(found, torch.Tensor) or len(found) != size:
                 raise _model("a trained parameter without a gradient for each record", "one for each")
-            flat = found.reshape(size, -1)
-            squares += torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
+            squares += _norm(found.reshape(size, -1)).square()
         return squares.sqrt()
 
     def _weighted(self, loss: torch.Tensor, factors: torch.Tensor) -> Floats:
@@ -343,11 +349,35 @@ def _hooked(model: nn.Module, mode: Mode) -> Any:
     try:
         if mode == "hooks":
             return GradSampleModule(model, loss_reduction="sum")
-        return GradSampleModuleFastGradientClipping(model, loss_reduction="sum", use_ghost_clipping=True)
+        ghost = GradSampleModuleFastGradientClipping(model, loss_reduction="sum", use_ghost_clipping=True)
+        ghost.NORM_SAMPLERS = {nn.Linear: _norms_of_linear}
+        return ghost
     except ValueError:
         raise _refused("TWICE", "a second DP-SGD on the same model", "one for the whole job") from None
     except NotImplementedError:
         raise _model("a layer that Opacus has no gradients of records for", "another model") from None
+
+
+def _norms_of_linear(
+    layer: nn.Linear, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> dict[torch.Tensor, torch.Tensor]:
+    """Norms of a linear layer's gradients without the gradients: of one row per record, a product of two norms.
+
+    In float64. Squares of float32 numbers can vanish, and a norm that is too short lets a gradient through unclipped.
+    """
+    given, back = activations[0].to(torch.float64), backprops.to(torch.float64)
+    if back.ndim == 2:
+        found: dict[torch.Tensor, torch.Tensor] = {layer.weight: _norm(given) * _norm(back)}
+    else:
+        found = {layer.weight: _norm(torch.einsum("n...i,n...j->nij", back, given))}
+    if layer.bias is not None:
+        found[layer.bias] = _norm(torch.einsum("n...i->ni", back))
+    return found
+
+
+def _norm(rows: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=torch.float64)
+    return norms
 
 
 def _slack_of(dtype: torch.dtype) -> float:

@@ -96,6 +96,56 @@ def test_a_record_without_a_finite_gradient_counts_as_zero(mode):
     assert not steps.clipped_sum(broken, np.ones(2), site.losses).any()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-18, 1e-10, 1e10, 1e15, 1e18, 1e25, 1e35])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_float32_gradient_slips_under_the_clip(mode, scale):
+    """Squares of such numbers vanish or overflow in float32: what is too long to be scaled counts as zero."""
+    torch.manual_seed(2)
+    model = nn.Linear(4, 3)
+    inputs = torch.randn(8, 4) * scale
+    optimizer, bound = torch.optim.SGD(model.parameters(), lr=1.0), 1e-3
+    given = (model, optimizer, Mechanism(bound, 1.0, 1.0, 1.0), UnitSampler(np.arange(8), 1.0, 1))
+    steps = DpSgd(*given, mode=mode, at_once=8, charge=lambda: None)
+    for record in range(8):
+        one = Drawn(np.array([record]), np.ones(1))
+        # A slope as small as the inputs are large, and the other way round: the gradient itself is of usual size.
+        for slope in (1.0, min(1.0 / scale, 1e37), 0.1 / scale**0.5):
+            found = steps.clipped_sum(one, np.ones(1), lambda index, by=slope: model(inputs[index]).sum(dim=1) * by)
+            assert np.isfinite(found).all()
+            assert np.linalg.norm(found) <= bound
+
+
+@pytest.mark.parametrize(
+    ("size", "slope", "bound"),
+    [(1e-23, 1e19, 1e-8), (1e25, 1.0, 1e-18), (3e25, 1.0, 1e-18), (7e25, 1.0, 1e-18)],
+    ids=["a square that vanishes", "a factor of few digits", "another", "and another"],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_no_number_at_the_end_of_float32_slips_under_the_clip(mode, size, slope, bound):
+    model, inputs = nn.Linear(4, 1, bias=False), torch.linspace(1, 2, 32).view(8, 4) * size
+    given = (model, torch.optim.SGD(model.parameters(), lr=1.0), Mechanism(bound, 1.0, 1.0, 1.0))
+    steps = DpSgd(*given, UnitSampler(np.arange(8), 1.0, 1), mode=mode, at_once=8, charge=lambda: None)
+    for record in range(8):
+        one = Drawn(np.array([record]), np.ones(1))
+        found = steps.clipped_sum(one, np.ones(1), lambda index: model(inputs[index]).sum(dim=1) * slope)
+        assert np.linalg.norm(found) <= bound
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_linear_layers_on_rows_of_rows_are_exact_too(mode):
+    torch.manual_seed(2)
+    model, inputs = nn.Linear(4, 3).to(torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+    verify_private(model, inputs, mode)
+    given = (model, torch.optim.SGD(model.parameters(), lr=1.0), Mechanism(0.5, 1.0, 1.0, 1.0))
+    steps = DpSgd(*given, UnitSampler(np.arange(2), 1.0, 1), mode=mode, at_once=2, charge=lambda: None)
+    for record in range(2):
+        loss = model(inputs[record]).square().sum()
+        alone = torch.cat([one.reshape(-1) for one in torch.autograd.grad(loss, list(model.parameters()))]).numpy()
+        one = Drawn(np.array([record]), np.ones(1))
+        found = steps.clipped_sum(one, np.ones(1), lambda index: model(inputs[index]).square().sum(dim=(1, 2)))
+        assert np.abs(found - clipped(alone, 0.5)).max() < 1e-12
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_only_what_is_trained_has_a_part_in_the_sum(mode):
     site = Site("cnn")
@@ -278,8 +328,21 @@ def test_the_preflight_passes_and_leaves_the_model_as_it_was(kind, mode):
     site.private(mode)
 
 
+def test_weights_are_looked_at_before_anything_is_charged_or_drawn():
+    """Whether a bad one among them is found must not depend on who is drawn."""
+    site, charged = Site("mlp"), []
+    steps = site.private("hooks", rate=1e-12, charge=lambda: charged.append(True))
+    for weights in (np.append(WEIGHTS[1:], 1.5), WEIGHTS[1:]):
+        assert code(lambda weights=weights: steps.step(weights, site.losses)) == "FF-PRIVACY-WEIGHT"
+    assert charged == []
+
+
 def test_a_model_in_another_mode_or_type_is_refused():
     site = Site("mlp")
+    steps = site.private("hooks")
+    site.model.eval()
+    assert code(lambda: steps.clipped_sum(everybody(), WEIGHTS, site.losses)) == "FF-PRIVACY-MODEL"
+    steps.close()
     site.model.eval()
     assert code(lambda: site.private("hooks")) == "FF-PRIVACY-MODEL"
     site.model.train()
