@@ -143,7 +143,7 @@ class Cohort:
         moved = np.nan_to_num(values, nan=bound, posinf=bound, neginf=0.0).clip(0.0, bound) * (2.0 / bound) - 1.0
         times = np.bincount(self._pair, minlength=self._group.size)
         total = np.bincount(self._pair, weights=moved[self._record], minlength=self._group.size)
-        whole = np.rint(total / np.maximum(times, 1) * SCALE).astype(np.int64).clip(-SCALE, SCALE)
+        whole = np.rint(total / np.maximum(times, 1) * SCALE).astype(np.int64)
         result = np.zeros(self.size, dtype=np.int64)
         np.add.at(result, self._group, whole)
         return result

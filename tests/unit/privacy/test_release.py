@@ -192,6 +192,7 @@ def test_the_margin_grows_with_the_noise_of_all_sites():
         ([20, 30, 0], [True, True, True]),
         ([20, 0, 4], [False, True, False]),
         ([3, 2], [False, False]),
+        ([20, 11], [True, True]),
         ([12], [True]),
         ([10], [False]),
     ],
