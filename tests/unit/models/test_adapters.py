@@ -23,7 +23,8 @@ from fairflare.models.adapters import (
     trained_vector,
 )
 from fairflare.models.networks import Mlp
-from fairflare.privacy.dpsgd import DpSgd, Drawn, Mechanism, UnitSampler, verify_private
+from fairflare.privacy.dpsgd import DpSgd, Drawn, Mechanism, UnitSampler
+from fairflare.privacy.preflight import verify_private
 from tests.unit.models.test_models import PLANS, inputs
 
 LARGE = ("resnet18", "grey resnet18", "resnet50", "sanet", "grey sanet")
