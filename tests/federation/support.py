@@ -42,7 +42,7 @@ def changed(plan: Plan, **sections: Any) -> Plan:
     """The plan with some fields of some sections replaced."""
     data = plan.model_dump(mode="json")
     for name, value in sections.items():
-        data[name] = {**data[name], **value} if isinstance(value, Mapping) else value
+        data[name] = {**(data[name] or {}), **value} if isinstance(value, Mapping) else value
     return parse_plan(json.dumps(data))
 
 

@@ -68,7 +68,7 @@ def _budget(policy: SitePolicy) -> Budget | None:
     from fairflare.privacy.loss import Budget
 
     most = policy.differential_privacy
-    return None if most is None else Budget(most.epsilon, most.delta)
+    return None if most is None else Budget(most.epsilon, most.delta, most.relation)
 
 
 @app.command()
@@ -113,7 +113,7 @@ def show(
         typer.echo(f"budget: epsilon {account.budget.epsilon:g}; {max(left, 0):.3f} left")
 
 
-_MEANING = {"add_remove": "one unit more or less", "replace": "one unit in another's place"}
+_MEANING = {"add_remove": "one patient more or less", "replace": "one patient in another's place"}
 
 
 def _jobs(entries: Sequence[Entry]) -> list[str]:
@@ -164,29 +164,28 @@ def export(
 @app.command()
 def forecast(
     plan: Annotated[Path, typer.Argument(help="A plan.json, or a job's folder that holds one.")],
-    draft: Annotated[Path, typer.Option(help="The plan's privacy draft ('fairflare plan privacy --to').")],
     policy: Annotated[Path, typer.Option(help="The site's policy, or its folder: its ledger and its budget count.")],
-    units: Annotated[int, typer.Option("--records", min=1, help="Training records here, one for each patient.")],
+    units: Annotated[int, typer.Option("--records", min=1, help="Patients in training here.")],
     site: Site = None,
 ) -> None:
     """Say what a plan would cost of a data set's budget: exit status 0 only if all its rounds can be afforded.
 
-    Nothing is written, and no run of this version spends from a ledger yet.
+    It counts one session: a job that is interrupted and gone on with tells its numbers of patients anew. Nothing is
+    written.
     """
     from fairflare.plan import read_plan
-    from fairflare.plan.privacy import read_draft
-    from fairflare.privacy.forecast import planned
+    from fairflare.privacy.bill import planned
 
-    found, proposal = read_plan(plan), read_draft(draft)
-    if proposal.plan != found.sha256:
+    found = read_plan(plan)
+    if found.differential_privacy is None:
         raise LedgerError(
-            "FF-LEDGER-DRAFT", got="a privacy draft of another plan", expected="one of this plan",
-            next_step="make it anew: fairflare plan privacy PLAN --to FILE",
+            "FF-LEDGER-PLAN", got="a plan without differential privacy", expected="one that spends a budget",
+            next_step="it costs the ledger nothing; 'fairflare plan privacy PLAN --to NEW' makes one that is private",
         )  # fmt: skip
     account = open_account(policy, found.task.data_set, site)
     if account.budget is None:
         raise _no_delta()
-    rounds = planned(found, proposal.differential_privacy, units)
+    rounds = planned(found, found.differential_privacy, units)
     budget = account.budget
     after = {}
     for name, some in (("now", 0), ("after the plan", len(rounds))):

@@ -59,12 +59,15 @@ class Records:
         Attribute, then intersection -> int64 (n,): the place in ``plan.groups``, -1 where missing.
     masks
         Segmentation: uint8 (n, height, width), the place in ``task.labels`` of each pixel; ``None`` for classification.
+    patients
+        int64 (n,): equal numbers for records of one patient, and no other meaning; ``None``: each record has its own.
     """
 
     inputs: NDArray[Any]
     labels: Integers
     groups: dict[str, Integers]
     masks: NDArray[np.uint8] | None = None
+    patients: Integers | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,7 +76,13 @@ class Records:
         """The records at these places, in this order."""
         groups = {name: group[index] for name, group in self.groups.items()}
         masks = None if self.masks is None else self.masks[index]
-        return Records(self.inputs[index], self.labels[index], groups, masks)
+        patients = None if self.patients is None else self.patients[index]
+        return Records(self.inputs[index], self.labels[index], groups, masks, patients)
+
+    @property
+    def units(self) -> Integers:
+        """Whose each record is, (n,): what differential privacy protects."""
+        return np.arange(len(self), dtype=np.int64) if self.patients is None else self.patients
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,11 +149,21 @@ def load(plan: Plan, entry: Entry) -> SiteData:
         loaded = load_files(plan, plan.task.input, entry, manifest.table.columns, places)
     else:
         loaded = [(_table_inputs(manifest.values[part]), None) for part in places]
+    patients = _patients(manifest.table.columns["patient"])
     training, validation, test = (
-        Records(inputs, manifest.labels[at], {name: group[at] for name, group in manifest.groups.items()}, masks)
+        Records(
+            inputs, manifest.labels[at], {name: group[at] for name, group in manifest.groups.items()}, masks,
+            patients[at],
+        )
         for (inputs, masks), at in zip(loaded, places, strict=True)
-    )
+    )  # fmt: skip
     return SiteData(training, validation, test, manifest.opted_out)
+
+
+def _patients(names: Sequence[str]) -> Integers:
+    """A number for each patient; a record without a patient's name is one of its own."""
+    known = {name: number for number, name in enumerate(dict.fromkeys(name for name in names if name))}
+    return np.array([known.get(name, len(known) + place) for place, name in enumerate(names)], dtype=np.int64)
 
 
 def load_counted(plan: Plan, entry: Entry) -> SiteData:

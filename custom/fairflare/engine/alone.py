@@ -106,9 +106,12 @@ def pooled(sites: Sequence[SiteData]) -> SiteData:
 
 def _joined(parts: Sequence[Records]) -> Records:
     masks = [part.masks for part in parts if part.masks is not None]
+    # Nobody is a patient of two sites, as far as anybody knows.
+    patients = [np.stack([np.full(len(part), place), part.units], axis=1) for place, part in enumerate(parts)]
     return Records(
         np.concatenate([part.inputs for part in parts]),
         np.concatenate([part.labels for part in parts]),
         {name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups},
         np.concatenate(masks) if masks else None,
+        np.unique(np.concatenate(patients), axis=0, return_inverse=True)[1].reshape(-1),
     )

@@ -112,11 +112,18 @@ class CellRule:
         scores = sum((size + 1) * plan.task.strata for _, _, size in self._tables)
         self.length = own + scores if active else 0
 
-    def own(self, data: SiteData) -> tuple[Floats, Kept]:
-        """The site's bits (length,) as it sends them, and what it may report itself."""
+    def own(self, data: SiteData, noised: Mapping[Measure, Bits] | None = None) -> tuple[Floats, Kept]:
+        """The site's bits (length,) as it sends them, and what it may report itself.
+
+        ``noised``: what it may report of training records, decided from noised numbers; exact ones are not looked at.
+        """
         minimum, parts = self.plan.cells.minimum, []
         measures: dict[Measure, Bits] = {}
         for measure in self.measures:
+            if noised is not None:
+                measures[measure] = noised[measure]
+                parts += [noised[measure], np.zeros(1)]
+                continue
             count, total = self._counts(measure, data.training)
             kept, rest = kept_at_site(count, total, minimum)
             if (left := self._left(measure, data.training)) is not None:

@@ -23,6 +23,8 @@ from fairflare.he.ckks import SiteCipher, make_contexts
 from fairflare.he.context import Files
 from fairflare.he.parameters import FLARE, Record
 from fairflare.plan import Plan
+from fairflare.privacy.ledger import Account, Ledger
+from fairflare.privacy.loss import Budget
 from fairflare.privacy.reveals import RevealMemory
 from fairflare.record import RunRecord
 from fairflare.secagg.identity import DEVELOPMENT, Identity, Trust, development_identity
@@ -45,6 +47,7 @@ def run_local(
     weights: Path | None = None,
     order: Order = lambda _, sites: sites,
     watch: Callable[[Coordinator], None] = lambda _: None,
+    budget: Budget | None = None,
 ) -> RunRecord:
     """Run a whole job in this process.
 
@@ -62,14 +65,20 @@ def run_local(
         Order of arrival; by default the roster's.
     watch
         Called once with the coordinator after every phase.
+    budget
+        What each site allows for its data in this run, if the plan spends any; ``None``: no limit.
 
     Returns
     -------
     RunRecord
         Also when the run stopped early: look at its ``status``.
     """
+
+    def account_of(name: str) -> Account | None:
+        return local_account(plan, folder / "sites" / name, budget)
+
     sites = {
-        name: site_of(name, plan, load, folder / "sites" / name, weights, local_masks(plan, name))
+        name: site_of(name, plan, load, folder / "sites" / name, weights, local_masks(plan, name), account_of(name))
         for name, load in loaders.items()
     }
     start = Start(secrets.token_hex(16), "local", software(), weights=weights, cipher=local_record(plan))
@@ -87,6 +96,13 @@ def local_masks(plan: Plan, name: str) -> Masks | None:
         return None
     opener = local_cipher() if plan.protection.encrypted else None
     return Masks(_identity(name), Trust(DEVELOPMENT, None, {}), RevealMemory.volatile(), opener=opener)
+
+
+def local_account(plan: Plan, folder: Path, budget: Budget | None = None) -> Account | None:
+    """What pays at a site that this process plays: a ledger of this run alone, in the site's folder."""
+    if plan.differential_privacy is None:
+        return None
+    return Account(Ledger(folder / "ledger.sqlite"), budget, "local")
 
 
 def local_record(plan: Plan) -> Record | None:

@@ -65,6 +65,11 @@ def oldest_totals(plan: Plan) -> int:
     return (1 if plan.method.lagged else plan.method.measured_every - 1) + masking_of(plan).max_stale
 
 
+def is_noised(plan: Plan, label: str) -> bool:
+    """Whether a closed vector holds noise, so that its sums may be below zero."""
+    return plan.differential_privacy is not None and label == "risk_sums"
+
+
 def params_of(layout: Layout, identities: str, cipher: Cipher | None = None) -> Params:
     """What every JOIN of the job must say; ``identities`` is ``kit`` or ``development``.
 

@@ -44,6 +44,7 @@ from fairflare.engine.messages import (
     UNMASK,
     Message,
 )
+from fairflare.engine.rounds import cleared
 from fairflare.engine.server import Coordinator, Phase, Start
 from fairflare.errors import RoundError, SecaggError
 from fairflare.fairness.groups import CellSums, Floats, pack, unpack
@@ -261,7 +262,8 @@ class MaskedCoordinator(Coordinator):
         """
         measures = self.layout.method.measures()
         sums = unpack(measures, totals, self.layout.sizes)
-        for measure, one in sums.items():
+        for measure, found in sums.items():
+            one = sums[measure] = cleared(self.plan, found)
             if isinstance(one, CellSums):
                 risk = np.round(one.total / np.maximum(one.count, 1.0), 3)
                 sums[measure] = CellSums(risk * one.count, one.count, one.sites)

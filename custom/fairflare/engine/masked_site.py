@@ -22,6 +22,7 @@ from fairflare.engine.masked import (
     Acting,
     coarse_records,
     inputs_digest,
+    is_noised,
     label_steps,
     masking_of,
     oldest_totals,
@@ -31,6 +32,7 @@ from fairflare.engine.masked import (
     update_codec,
 )
 from fairflare.engine.messages import JOIN, Layout, Message
+from fairflare.engine.private import Counted
 from fairflare.errors import SecaggError
 from fairflare.fairness.groups import Floats
 from fairflare.methods import UPDATE
@@ -164,7 +166,7 @@ class MaskedSite(SiteProtection):
         survivors, payloads = parse_opening(item, vector)
         words = session.opening(item.number, survivors, payloads)
         total = StatisticsCodec(len(session.roster)).decode(words.astype(np.uint64))
-        if vector.cipher:  # else the server looks at it
+        if vector.cipher and not is_noised(self.layout.plan, vector.label):  # else the server looks at it
             verify_not_negative(total)
         self._digests[vector.label] = opening_digest(item)
         if vector.label in DECIDING:
@@ -185,18 +187,27 @@ class MaskedSite(SiteProtection):
 
     # --------------------------------------------------------------------------------------------- for the local work
 
-    def counts(self, data: SiteData) -> dict[str, Weighted]:
-        """``counts``: records by split, and what weighs this site's update."""
-        own = coarse_records(len(data.training), masking_of(self.layout.plan).weight_unit)
+    @property
+    def sites(self) -> int:
+        """How many sites the session has."""
+        return len(self._running().roster)
+
+    def counts(self, data: SiteData, private: Counted | None = None) -> dict[str, Weighted]:
+        """``counts``: records by split, and what weighs this site's update.
+
+        ``private``: what is told of training instead. Then nobody hears who opted out either: it would say who is gone.
+        """
+        training, opted_out = (len(data.training), data.opted_out) if private is None else (private.units, 0)
+        own = coarse_records(training, masking_of(self.layout.plan).weight_unit)
         self._weights = (own, 0)
-        counts = [len(data.training), len(data.validation), len(data.test), data.opted_out, own]
+        counts = [training, len(data.validation), len(data.test), opted_out, own]
         return {"counts": Weighted(np.array(counts, dtype=np.float64))}
 
-    def prepare(self, data: SiteData) -> dict[str, Weighted]:
+    def prepare(self, data: SiteData, private: Counted | None = None) -> dict[str, Weighted]:
         """``counts`` and ``cells``: what is opened before anything else, and frozen for the session."""
-        vectors = self.counts(data)
+        vectors = self.counts(data, private)
         if self.rule.length:
-            bits, self._own_kept = self.rule.own(data)
+            bits, self._own_kept = self.rule.own(data, None if private is None else private.kept)
             vectors["cells"] = Weighted(bits)
         return vectors
 
@@ -226,7 +237,7 @@ class MaskedSite(SiteProtection):
     @property
     def mean_records(self) -> float:
         """Training records of a site in the mean, from the verified opening of all sites' counts."""
-        sites = len(self._running().roster)
+        sites = self.sites
         if self._records < 1:
             refuse("WEIGHT", "a task before the counts were opened", "the verified sum of all sites' counts")
         return self._records / sites

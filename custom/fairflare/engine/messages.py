@@ -160,7 +160,9 @@ def layout_of(plan: Plan, parameters: int) -> Layout:
     present = ("present_records", "float64", 0 if masked else 1)
     validation = [("validation_sums", "float64", scores), ("validation_predictions", "float64", maps)]
     further = [(label, "float32", part.length) for label, part in method.parts(parameters).items()]
-    trained = [("update", "float32", parameters), *further, ("training_sums", "float64", len(TRAINING_SUMS))]
+    trained = [("update", "float32", parameters), *further]
+    if plan.differential_privacy is None:  # exact sums over training records
+        trained.append(("training_sums", "float64", len(TRAINING_SUMS)))
     tasks = {
         JOIN: specs(("counts", "float64", len(COUNTS))),
         MEASURE: specs(present, ("risk_sums", "float64", risk), *validation),

@@ -10,15 +10,28 @@ from fairflare.data.manifest import SiteData
 from fairflare.engine.feasibility import CountingCoordinator, CountingSite, MaskedCountingCoordinator
 from fairflare.engine.masked_coordinator import MaskedCoordinator
 from fairflare.engine.masked_site import Masks
+from fairflare.engine.private_site import PrivateSite
 from fairflare.engine.server import Coordinator, Start
 from fairflare.engine.site import Site
 from fairflare.plan import Plan
+from fairflare.privacy.ledger import Account
 
 
 def site_of(
-    name: str, plan: Plan, load: Callable[[], SiteData], folder: Path, weights: Path | None, masks: Masks | None
+    name: str,
+    plan: Plan,
+    load: Callable[[], SiteData],
+    folder: Path,
+    weights: Path | None,
+    masks: Masks | None,
+    account: Account | None = None,
 ) -> Site:
-    """The site that a plan asks for; see :class:`~fairflare.engine.site.Site`."""
+    """The site that a plan asks for; see :class:`~fairflare.engine.site.Site`.
+
+    ``account``: what pays for the releases of a plan with differential privacy.
+    """
+    if plan.differential_privacy is not None:
+        return PrivateSite(name, plan, load, folder, weights, masks, account)
     return (CountingSite if plan.method.counts_only else Site)(name, plan, load, folder, weights, masks)
 
 

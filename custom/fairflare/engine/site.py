@@ -39,14 +39,13 @@ from fairflare.engine.results import keep_models, received_record
 from fairflare.engine.rounds import kept_totals, steps_of
 from fairflare.engine.site_round import SiteRound, training_sums
 from fairflare.engine.site_sums import evaluation_vectors, group_sums
-from fairflare.engine.trainable import refused_data, verify_trainable
+from fairflare.engine.trainable import load_trainable, verify_start
 from fairflare.engine.training import Trainer
-from fairflare.errors import DataError
 from fairflare.fairness.groups import Floats, Measure, Sums, exchanged, pack, unpack
 from fairflare.methods import UPDATE, SampleTerms
-from fairflare.models import build, initial_vector, parameter_count, vector_sha256
+from fairflare.models import build, parameter_count, vector_sha256
 from fairflare.models.vector import Vector
-from fairflare.plan import FileStart, Plan
+from fairflare.plan import Plan
 from fairflare.privacy.gate import Release, ReleaseGate, ReleaseLog
 from fairflare.secagg.plain import PlainSite
 from fairflare.secagg.protection import Weighted
@@ -145,17 +144,10 @@ class Site:
         return {"counts": Weighted(np.array(counts, dtype=np.float64))}
 
     def _loaded(self, task: str) -> SiteData:
-        """The site's data, once they were looked at; a masked job is told no more than that they are refused."""
-        try:
-            data = self._load() if self._data is None else self._data
-            if not self.plan.method.counts_only:
-                verify_trainable(self.plan, data)
-        except DataError as problem:
-            if self._masked is None:
-                raise
-            note_failure(self.folder, task, problem)
-            raise refused_data() from None
-        return data
+        """The site's data, once they were looked at."""
+        data = self._data
+        note = None if self._masked is None else lambda problem: note_failure(self.folder, task, problem)
+        return load_trainable(self.plan, self._load if data is None else lambda: data, note)
 
     def _prepare(self, message: Message) -> dict[str, Weighted]:
         """Counts and cells of a masked job."""
@@ -163,13 +155,6 @@ class Site:
         if self._masked is None:
             raise refused("TASK", f"task {message.task} of a plan without masks", "a task of this plan")
         return self._masked.prepare(data)
-
-    def _verify_start(self, model: Vector) -> None:
-        """In round 0, a plan that names a weight file starts from it. A resumed job's first model is not checked."""
-        if isinstance(self.plan.start, FileStart):
-            own = initial_vector(self.plan, self._weights)
-            if vector_sha256(own) != vector_sha256(model):
-                raise refused("START", "another first model than the plan's weight file gives", "that model")
 
     def _parts(self) -> tuple[SiteData, Trainer]:
         if self._data is None or self._trainer is None:
@@ -185,14 +170,9 @@ class Site:
     def _start_round(self, message: Message) -> tuple[dict[str, Weighted], SiteRound]:
         """Take over the round's first model; returns its validation results, and what is remembered of the round."""
         data, trainer = self._parts()
-        if message.round <= self._measured:
-            raise refused("REPEAT", f"round {message.round} again", f"a round after {self._measured}")
+        self._verify_new(message)
         self._measured = message.round
         model = message.vectors["model"]
-        if self._masked is not None and message.text.get("model_sha256") != vector_sha256(model):
-            raise refused("MODEL-DIGEST", "a model that changed on its way", "the bytes that the server sent")
-        if message.round == 0:
-            self._verify_start(model)
         trainer.start_round(model)
         # After a round that this site missed, its last part is of an older model, and not in the totals.
         method = self.plan.method
@@ -201,6 +181,16 @@ class Site:
         current = SiteRound(message.round, model, vector_sha256(model), own, trainer.batches(message.round))
         self._round = current
         return self._evaluation("validation", data.validation), current
+
+    def _verify_new(self, message: Message) -> None:
+        """Raise unless this is the first model of a round that did not begin here yet."""
+        if message.round <= self._measured:
+            raise refused("REPEAT", f"round {message.round} again", f"a round after {self._measured}")
+        model = message.vectors["model"]
+        if self._masked is not None and message.text.get("model_sha256") != vector_sha256(model):
+            raise refused("MODEL-DIGEST", "a model that changed on its way", "the bytes that the server sent")
+        if message.round == 0:
+            verify_start(self.plan, self._weights, model)
 
     def _keep_own(self, round_: int) -> None:
         self._own, self._own_round = self._measured_sums(), round_
@@ -363,15 +353,19 @@ class Site:
         if self.layout.method.weighing == "aggregation":
             weight = float(len(data.training)) if self.plan.training.aggregation == "records" else 1.0
             made = {label: Weighted(part.values, weight) for label, part in made.items()}
-        return {**made, "training_sums": Weighted(training_sums(current, len(data.training)))}
+        return {**made, **self._told(current)}
+
+    def _told(self, current: SiteRound) -> Mapping[str, Weighted]:
+        """What else leaves about a round's training."""
+        data, _ = self._parts()
+        return {"training_sums": Weighted(training_sums(current, len(data.training)))}
 
     def _train_freely(self, current: SiteRound, message: Message) -> None:
         data, trainer = self._parts()
         terms = self._terms(current, message, data.training, len(data.training))
         every = self.plan.method.remeasured_every
         for number, index in enumerate(current.batches):
-            if self.stop():
-                raise refused("ABORTED", "an abort signal while training", "a job that goes on")
+            self._verify_going_on()
             if every is not None and number and number % every == 0:
                 current.terms.append(terms)
                 terms = self._terms(current, message, data.training, len(data.training), self._measured_sums())
@@ -379,6 +373,10 @@ class Site:
             loss = trainer.step(current.number, number, index, chosen)
             current.losses.append((loss, index.size))
         current.terms.append(terms)
+
+    def _verify_going_on(self) -> None:
+        if self.stop():
+            raise refused("ABORTED", "an abort signal while training", "a job that goes on")
 
     def _evaluate(self, message: Message) -> dict[str, Weighted]:
         data, trainer = self._parts()

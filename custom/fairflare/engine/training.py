@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -108,8 +109,11 @@ class Trainer:
             values = (values / 255 - torch.tensor(given.mean).view(shape)) / torch.tensor(given.std).view(shape)
         return values
 
-    def scores(self, records: Records) -> Scores:
-        """A forward pass over all of ``records`` with the current model, without augmentation."""
+    def scores(self, records: Records, *, finite: bool = True) -> Scores:
+        """A forward pass over all of ``records`` with the current model, without augmentation.
+
+        ``finite``: raise ``FF-ROUND-DIVERGED`` where an output is not; else that stays unknown.
+        """
         target = self.objective.target(records)
         size = _FORWARD_BATCH[self.plan.task.kind]
         starts = range(0, len(records), size)
@@ -117,7 +121,7 @@ class Trainer:
         with torch.no_grad():
             for start in starts:
                 outputs = self.model(self.tensor(records.inputs[start : start + size]))
-                parts.append(self._scores(outputs, target[start : start + size]))
+                parts.append(self._scores(outputs, target[start : start + size], finite))
         return Scores.joined(parts or [self._scores(self.objective.empty(), target)])
 
     def batch_scores(self, round_: int, number: int, index: Integers) -> Scores:
@@ -127,8 +131,8 @@ class Trainer:
             outputs = self.model(inputs)
         return self._scores(outputs, target)
 
-    def _scores(self, outputs: torch.Tensor, target: torch.Tensor) -> Scores:
-        if not bool(torch.isfinite(outputs).all()):
+    def _scores(self, outputs: torch.Tensor, target: torch.Tensor, finite: bool = True) -> Scores:
+        if finite and not bool(torch.isfinite(outputs).all()):
             raise RoundError(
                 "FF-ROUND-DIVERGED",
                 got="a model whose outputs are NaN or infinite on this site's records",
@@ -152,6 +156,35 @@ class Trainer:
         if self._correction is not None:
             self._correction.after_step(self.plan.training.optimizer.lr)
         return float(task.detach())
+
+    def record_losses(self, round_: int, number: int, index: Integers) -> torch.Tensor:
+        """The loss of each record of a batch, (n,), before :meth:`record_weights`; its graph leads to the model."""
+        inputs, target = self.batch(round_, number, index)
+        values = self.objective.quantities(self.model(inputs), target, float("inf"))
+        return values["cross_entropy" if self.plan.task.kind == "classification" else "task_loss"]
+
+    def record_weights(self, records: Records) -> Floats:
+        """Class weight of each record, float64 (n,); ones in segmentation, where pixels have them."""
+        if self.plan.task.kind == "segmentation":
+            return np.ones(len(records))
+        return np.array(self.plan.training.class_weights, dtype=np.float64)[records.labels]
+
+    @contextmanager
+    def corrected(self) -> Iterator[None]:
+        """Within it, the round's correction acts on each step that the optimiser makes, whoever asks for it."""
+        correction, lr = self._correction, self.plan.training.optimizer.lr
+        if correction is None:
+            yield
+            return
+        hooks = (
+            self.optimizer.register_step_pre_hook(lambda *_: correction.before_step()),
+            self.optimizer.register_step_post_hook(lambda *_: correction.after_step(lr)),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _regulariser(self, round_: int, number: int, index: Integers, inputs: torch.Tensor) -> torch.Tensor | None:
         mixing = self.plan.method.mixing

@@ -188,6 +188,8 @@ def _check_penalties(plan: Plan, session: Session, line: RoundRecord) -> Iterato
         if not _agrees(penalty, known, groups):
             yield Defect("FF-RUN-PENALTY", f"{where}: weights, coefficients, P or gap do not follow")
         count, limit = penalty.count or (), session.records.get("training", math.inf)
+        if plan.differential_privacy is not None:  # noised on their own
+            limit = math.inf
         if not _are_counts(np.array(count)) or sum(count) > limit:
             yield Defect("FF-RUN-PENALTY", f"{where}: counts that are no whole numbers, or more than joined")
         highest = 1.0 if known.utility in ("probability", "dice_loss") else plan.method.clip

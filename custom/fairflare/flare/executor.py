@@ -18,7 +18,7 @@ from fairflare.engine.roles import site_of
 from fairflare.engine.site import Site
 from fairflare.errors import GateError, ShutterError
 from fairflare.flare import seal, shutters, wire
-from fairflare.flare.identities import is_site_kit, site_masks
+from fairflare.flare.identities import is_site_kit, site_account, site_masks
 from fairflare.flare.permission import Permission, Places, asked
 from fairflare.models.weights import FOLDER as WEIGHTS
 from fairflare.plan import Plan, read_plan
@@ -92,7 +92,12 @@ class FairFlareExecutor(Executor):  # type: ignore[misc]
         entry = catalog.entry(name, plan.task.data_set)
         weights = own / WEIGHTS
         masks = site_masks(plan, permission.policy, name, places.startup, own, places.workspace)
-        self._site = site_of(name, plan, lambda: load_apart(plan, entry, weights), _folder(fl_ctx), weights, masks)
+        account = site_account(
+            plan, permission.policy, name, places.startup, places.workspace, str(fl_ctx.get_job_id())
+        )
+        self._site = site_of(
+            name, plan, lambda: load_apart(plan, entry, weights), _folder(fl_ctx), weights, masks, account
+        )
         return self._site
 
 

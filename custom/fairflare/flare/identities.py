@@ -14,7 +14,9 @@ from fairflare.he.parameters import Record
 from fairflare.plan import Plan
 from fairflare.policy import SitePolicy
 from fairflare.policy.revoked import read_revoked
-from fairflare.privacy.anchor import reveals_anchor
+from fairflare.privacy.anchor import ledger_anchor, reveals_anchor
+from fairflare.privacy.ledger import Account, Ledger
+from fairflare.privacy.loss import Budget
 from fairflare.privacy.reveals import RevealMemory
 from fairflare.secagg.identity import DEVELOPMENT, KIT, Identity, Trust, development_identity, key_hash, kit_identity
 
@@ -73,6 +75,24 @@ def site_masks(plan: Plan, policy: SitePolicy, name: str, startup: Path, local: 
     return Masks(identity, trust, memory, policy.cohort_changes, opener)
 
 
+def site_account(plan: Plan, policy: SitePolicy, name: str, startup: Path, workspace: Path, job: str) -> Account | None:
+    """What pays for a job's private releases at a site, or ``None`` for a plan without any.
+
+    Raises
+    ------
+    PolicyError
+        ``FF-POLICY-STORE``: the policy's store is no safe place.
+    """
+    if plan.differential_privacy is None:
+        return None
+    kit = is_site_kit(startup)
+    file = policy.ledger_file(None if kit else name, plan.task.data_set, workspace)
+    anchor = ledger_anchor(startup.parent, plan.task.data_set) if kit else None
+    most = policy.differential_privacy
+    budget = None if most is None else Budget(most.epsilon, most.delta, most.relation)
+    return Account(Ledger(file, anchor), budget, job)
+
+
 def _revoked(kit: Path, root: bytes) -> Callable[[], frozenset[int]]:
     """Reads the kit's list at each join: one that is taken over while a job runs counts for its next session."""
     read_revoked(kit, root)  # a list that is not the root's is said now
@@ -114,4 +134,4 @@ def _is_kit(startup: Path, files: tuple[str, ...]) -> bool:
     return bool(there)
 
 
-__all__ = ["is_site_kit", "server_cipher", "server_trust", "site_masks"]
+__all__ = ["is_site_kit", "server_cipher", "server_trust", "site_account", "site_masks"]

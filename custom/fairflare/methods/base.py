@@ -27,10 +27,12 @@ Weighing = Literal["aggregation", "own"]
 
 UPDATE: Final = "update"
 #: What hospitals agree to by taking part (``consents`` of a plan): to a second weighted sum of the same updates; that
-#: of three hospitals each learns the sum of the two others' risks; that each hospital's risk may be known.
+#: of three hospitals each learns the sum of the two others' risks; that each hospital's risk may be known; that noise
+#: of group sums is added by all hospitals together.
 SECOND_SUM: Final = "second_sum_of_updates"
 PAIR_SUMS: Final = "pair_sums_of_three_hospitals"
 OPEN_RISKS: Final = "open_hospital_risks"
+SHARED_NOISE: Final = "shared_noise"
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from fairflare.plan.networks import (
     SeedStart,
     UNetModel,
 )
+from fairflare.plan.privacy import DifferentialPrivacy, GroupNoise
 from fairflare.plan.rules import RESERVED, Consent
 from fairflare.plan.task import (
     Attribute,
@@ -67,6 +68,7 @@ __all__ = [
     "ClassificationTask",
     "CnnModel",
     "Consent",
+    "DifferentialPrivacy",
     "Evaluation",
     "FairFedParameters",
     "FeasibilityParameters",
@@ -75,6 +77,7 @@ __all__ = [
     "Federation",
     "FileStart",
     "FlexFairParameters",
+    "GroupNoise",
     "ImageInput",
     "Intersection",
     "Masking",
@@ -116,7 +119,7 @@ class Plan(StrictModel):
     training: Training
     method: Annotated[AnyParameters, Field(discriminator="name")]
     protection: Protection
-    differential_privacy: None
+    differential_privacy: DifferentialPrivacy | None
     consents: tuple[Consent, ...]
     federation: Federation
     evaluation: Evaluation
@@ -165,7 +168,7 @@ class Plan(StrictModel):
 
 _RULES = (
     rules.check_intersections, rules.check_reserved, rules.check_task, rules.check_model, rules.check_steps,
-    rules.check_consents, rules.check_masks,
+    rules.check_consents, rules.check_masks, rules.check_privacy,
 )  # fmt: skip
 
 

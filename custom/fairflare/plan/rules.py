@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from fairflare.methods.base import OPEN_RISKS, PAIR_SUMS, Setting
+from fairflare.fairness.groups import HOSPITAL
+from fairflare.methods.base import OPEN_RISKS, PAIR_SUMS, SHARED_NOISE, Setting
+from fairflare.methods.flexfair import FlexFairParameters
 from fairflare.plan.networks import MODELS, CnnModel, UNetModel
 from fairflare.plan.task import ImageInput, TableInput
 from fairflare.plan.words import refuse_repeats
@@ -15,6 +17,7 @@ from fairflare.secagg.params import FEWEST_SITES, most_colluders
 
 if TYPE_CHECKING:
     from fairflare.plan import Plan
+    from fairflare.plan.privacy import GroupNoise
 
 #: Columns that every manifest has for itself; a feature called "label" would train on the answer.
 RESERVED = ("id", "patient", "label", "split", "file", "mask")
@@ -23,7 +26,10 @@ RESERVED = ("id", "patient", "label", "split", "file", "mask")
 #: hospitals, each learns the sum of the two others' risks. ``open_hospital_risks``: each hospital's risk may be known
 #: to all, as on public data.
 #: ``second_sum_of_updates``: the server may get two different weighted sums of the same updates (``methods.scaffold``).
-Consent = Literal["pair_sums_of_three_hospitals", "open_hospital_risks", "second_sum_of_updates"]
+#: ``shared_noise``: noise of group sums is added by all hospitals together (``plan.privacy``).
+Consent = Literal["pair_sums_of_three_hospitals", "open_hospital_risks", "second_sum_of_updates", "shared_noise"]
+#: Methods that know a patient only through a weight on the loss, or not at all.
+_PRIVATE_METHODS = ("fedavg", "fedprox", "flexfair")
 _MOST_GROUPS = 256
 
 
@@ -134,6 +140,61 @@ def check_masks(plan: Plan) -> None:
         raise rule(
             "got masks with refresh 'step', expected protection 'none': lock step replays joint training on public "
             "data, and sums over single batches would protect nobody"
+        )
+
+
+def check_privacy(plan: Plan) -> None:
+    """Refuse differential privacy that would not hold, or not be about what the method learns from."""
+    privacy = plan.differential_privacy
+    if privacy is None:
+        return
+    if not plan.protection.masked:
+        raise rule("got differential_privacy with update 'none', expected 'masked': noise is added to what masks hide")
+    if plan.method.name not in _PRIVATE_METHODS:
+        raise rule(
+            f"got differential_privacy with method '{plan.method.name}', expected {', '.join(_PRIVATE_METHODS)}: the "
+            "others send sums, or mix records, that no noise of this version hides"
+        )
+    if isinstance(plan.method, FlexFairParameters):
+        _check_private_penalties(plan, plan.method)
+        if privacy.groups is None:
+            raise rule("got differential_privacy without 'groups', expected their noise: the method has group sums")
+        _check_shared_noise(plan, privacy.groups)
+    elif privacy.groups is not None:
+        raise rule("got noise for 'groups', expected null: the method has no group sums")
+
+
+def _check_private_penalties(plan: Plan, method: FlexFairParameters) -> None:
+    """Fairness must act as a bounded weight on a record's own loss: that is what comes after the clip."""
+    for penalty in method.penalties:
+        if penalty.utility != "cross_entropy" or penalty.attribute == HOSPITAL:
+            raise rule(
+                f"got a penalty of {penalty.utility} on '{penalty.attribute}' with differential_privacy, expected "
+                "cross_entropy between groups of patients: only then fairness is a weight on a record's own loss"
+            )
+    if method.min_weight is None or method.max_weight is None or method.utility_clip is None:
+        raise rule(
+            "got differential_privacy without min_weight, max_weight or utility_clip, expected all three: what a "
+            "patient may change must have a bound"
+        )
+    if min(plan.training.class_weights) + method.min_weight < 1:
+        raise rule(
+            f"got weights down to {min(plan.training.class_weights) + method.min_weight - 1:g}, expected at least 0: "
+            "raise min_weight (with class weights of 1 it may be 0)"
+        )
+    if method.remeasure_own is not None:
+        raise rule("got remeasure_own with differential_privacy, expected null: each measurement is a release")
+
+
+def _check_shared_noise(plan: Plan, groups: GroupNoise) -> None:
+    if not groups.shared:
+        return
+    if SHARED_NOISE not in plan.consents:
+        raise rule(f"got noise that hospitals share without the consent '{SHARED_NOISE}', expected it in 'consents'")
+    if plan.cells.minimum > 1:
+        raise rule(
+            f"got noise that hospitals share with a smallest cell of {plan.cells.minimum}, expected 0: what one "
+            "hospital's groups are cannot be told from its part of the noise"
         )
 
 

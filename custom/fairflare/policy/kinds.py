@@ -70,7 +70,9 @@ def kinds_of(plan: Plan) -> tuple[Kind, ...]:
     if plan.method.counts_only:
         found |= {"cells", "vocabulary"}
     else:
-        found |= {"model_update", "training_loss", "evaluation_sums", *_of_method(plan)}
+        found |= {"model_update", "evaluation_sums", *_of_method(plan)}
+        if plan.differential_privacy is None:
+            found.add("training_loss")
         if _asks_for_cells(plan):
             found.add("cells")
         if plan.task.kind == "segmentation":

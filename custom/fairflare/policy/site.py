@@ -100,10 +100,14 @@ class LeastProtection(StrictModel):
 
 
 class MostPrivacyLoss(StrictModel):
-    """Largest (epsilon, delta) of a plan's differential privacy."""
+    """Most that all plans together may ever spend of a data set's privacy, for one patient more or less, or replaced.
+
+    ``relation``: ``add_remove``, or ``replace``, by which the same plan costs more.
+    """
 
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
+    relation: Literal["add_remove", "replace"]
 
 
 class SitePolicy(StrictModel):
@@ -149,8 +153,8 @@ class SitePolicy(StrictModel):
     most_rounds
         Most rounds of one plan; ``null``: any number.
     differential_privacy
-        Most that a plan's differential privacy may spend; ``null``: none is asked for. No plan of this version has
-        differential privacy, so whatever else stands here refuses every plan; spending is not added up yet.
+        The budget of each data set, for all plans and for ever; plans without differential privacy are refused.
+        ``null``: none is asked for, and there is no limit; what is spent is counted all the same.
     plans
         SHA-256 (hex) of the plans that this site has approved (``fairflare plan hash``); ``null``: any that the rest
         of the policy allows. A site answers each question once for each plan: whoever may choose plans may ask again.
@@ -291,7 +295,7 @@ class SitePolicy(StrictModel):
             least, got = getattr(self.protection, field), getattr(plan.protection, field)
             if STRENGTH.index(got) < STRENGTH.index(least):
                 yield Violation(f"protection.{field}", f"'{got}'", f"'{least}'")
-        if self.differential_privacy is not None:
+        if self.differential_privacy is not None and plan.differential_privacy is None:
             most = f"epsilon {self.differential_privacy.epsilon:g}, delta {self.differential_privacy.delta:g}"
             yield Violation("differential_privacy", "none", f"at most {most}")
 

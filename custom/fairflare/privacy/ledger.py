@@ -33,12 +33,28 @@ _PAUSE: Final = 0.02
 
 @dataclass(frozen=True)
 class Entry:
-    """A release as the ledger has it: its number from 1 on, when (UTC, ISO 8601), and the budget that allowed it."""
+    """A release as the ledger has it: its number from 1 on, when (UTC, ISO 8601), and the budget that allowed it.
+
+    ``budget`` is ``None`` where the site's policy named none.
+    """
 
     seq: int
     time: str
     release: Release
-    budget: Budget
+    budget: Budget | None
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one job may spend of a data set at a site: ledger, the policy's budget (``None``: no limit), its name."""
+
+    ledger: Ledger
+    budget: Budget | None
+    job: str
+
+    def pay(self, plan_sha256: str, round_: int, bill: Sequence[tuple[str, Mechanism]]) -> None:
+        """Write all of ``bill`` (what, mechanism) down, or refuse all of it; as :meth:`Ledger.spend`."""
+        self.ledger.spend(self.budget, *(Release(plan_sha256, self.job, round_, what, how) for what, how in bill))
 
 
 class _Replay:
@@ -51,7 +67,8 @@ class _Replay:
         """Take one event; whatever is raised makes the file a damaged one."""
         rest = dict(event)
         mechanism = _KINDS[rest.pop("kind")](**rest.pop("mechanism"))
-        seq, when, budget = rest.pop("seq"), rest.pop("time"), Budget(**rest.pop("budget"))
+        seq, when, limit = rest.pop("seq"), rest.pop("time"), rest.pop("budget")
+        budget = None if limit is None else Budget(**limit)
         self.entries.append(Entry(int(seq), str(when), Release(mechanism=mechanism, **rest), budget))
 
 
@@ -78,13 +95,18 @@ class Ledger:
     def __init__(self, path: Path, anchor: Anchor | None = None, patience: float = 120.0) -> None:
         self._path, self._anchor, self._patience = path, anchor, patience
 
-    def spend(self, budget: Budget, *releases: Release) -> Epsilon:
+    def spend(self, budget: Budget | None, *releases: Release) -> Epsilon | None:
         """Pay for ``releases``, all of them or none; call it before any of their noise is drawn.
+
+        Parameters
+        ----------
+        budget
+            What the site allows for everything; ``None``: no limit, so they are written down and not counted up.
 
         Returns
         -------
-        Epsilon
-            At most what everything costs from now on, at the budget's delta and relation.
+        Epsilon or None
+            At most what everything costs from now on, at the budget's delta and relation; without a budget ``None``.
 
         Raises
         ------
@@ -95,9 +117,10 @@ class Ledger:
         if not releases:
             _refuse("FORM", "no release", "at least one", "call this for what is to be released")
         # Once before anybody has to wait for it: what costs too much now always will, and the count is remembered.
-        _verify_affordable(self.entries(), releases, budget)
+        if budget is not None:
+            _verify_affordable(self.entries(), releases, budget)
         with self._opened() as (chain, entries), chain.mine():
-            after = _verify_affordable(entries, releases, budget)
+            after = None if budget is None else _verify_affordable(entries, releases, budget)
             with chain.written([_event(release, budget) for release in releases]):
                 pass
             return after
@@ -190,11 +213,17 @@ def load_accounting() -> Any:
     return accounting
 
 
-def _event(release: Release, budget: Budget) -> dict[str, Any]:
+def _event(release: Release, budget: Budget | None) -> dict[str, Any]:
     kind = "dpsgd" if isinstance(release.mechanism, DpSgd) else "gaussian"
     named = {name: value for name, value in asdict(release).items() if name != "mechanism"}
     now = datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
-    return {"kind": kind, "time": now, **named, "mechanism": asdict(release.mechanism), "budget": asdict(budget)}
+    return {
+        "kind": kind,
+        "time": now,
+        **named,
+        "mechanism": asdict(release.mechanism),
+        "budget": None if budget is None else asdict(budget),
+    }
 
 
 _WORDS: Final = {
@@ -228,4 +257,4 @@ def _refuse(kind: str, got: str, expected: str, next_step: str) -> NoReturn:
     raise LedgerError(f"FF-LEDGER-{kind}", got=got, expected=expected, next_step=next_step) from None
 
 
-__all__ = ["Entry", "Ledger", "load_accounting"]
+__all__ = ["Account", "Entry", "Ledger", "load_accounting"]

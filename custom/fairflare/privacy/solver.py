@@ -10,9 +10,9 @@ from typing import Final, NoReturn
 
 from fairflare.errors import LedgerError
 from fairflare.plan import Plan
-from fairflare.plan.privacy import DifferentialPrivacy, GroupNoise
+from fairflare.plan.privacy import DifferentialPrivacy
 from fairflare.privacy.accounting import COARSE, FINE, Epsilon, epsilon
-from fairflare.privacy.forecast import Sampling, planned, sampling
+from fairflare.privacy.bill import Sampling, planned, sampling
 from fairflare.privacy.loss import Budget, DpSgd, Mechanism
 
 #: Noise is searched for among multiples of 1 / GRID, up to the most.
@@ -90,9 +90,18 @@ class Proposal:
 
 
 def propose(
-    plan: Plan, units: int, budget: Budget, *, clip: float, groups: GroupNoise | None, spent: Sequence[Mechanism] = ()
+    plan: Plan, units: int, budget: Budget, draft: DifferentialPrivacy, spent: Sequence[Mechanism] = ()
 ) -> Proposal:
     """The least noise in training with which ``plan`` keeps ``budget`` at a site with so many units.
+
+    Parameters
+    ----------
+    plan, units, budget
+        Of the plan the training and the method count; how it is private says ``draft``.
+    draft
+        Everything but ``noise_multiplier``, which is solved for.
+    spent
+        What the site spent before.
 
     Raises
     ------
@@ -100,14 +109,19 @@ def propose(
         ``FF-LEDGER-UNREACHABLE``: no noise is enough.
     """
     drawn = sampling(plan, units)
-    draft = DifferentialPrivacy(clip=clip, noise_multiplier=1.0, groups=groups)
-    beside = [one for round_ in planned(plan, draft, units) for one in round_[1:]]
+    beside = [one for round_ in planned(plan, draft, units) for one in round_ if not isinstance(one, DpSgd)]
     sigma = solve_sigma(drawn.q, drawn.steps * plan.training.rounds, budget, [*spent, *beside])
-    privacy = DifferentialPrivacy(clip=clip, noise_multiplier=sigma, groups=groups)
+    return foreseen(plan, units, budget, draft.model_copy(update={"noise_multiplier": sigma}), spent)
+
+
+def foreseen(
+    plan: Plan, units: int, budget: Budget, privacy: DifferentialPrivacy, spent: Sequence[Mechanism] = ()
+) -> Proposal:
+    """What ``plan`` costs if it is private like this; as :func:`propose`."""
     all_ = [*spent, *(one for round_ in planned(plan, privacy, units) for one in round_)]
     return Proposal(
         privacy,
-        drawn,
+        sampling(plan, units),
         epsilon(spent, budget.delta, budget.relation),
         epsilon(all_, budget.delta, budget.relation),
         epsilon(all_, budget.delta, "replace"),
@@ -123,4 +137,4 @@ def _refuse() -> NoReturn:
     )
 
 
-__all__ = ["GRID", "Proposal", "propose", "solve_sigma"]
+__all__ = ["GRID", "Proposal", "foreseen", "propose", "solve_sigma"]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from fairflare import presets, schema
 from fairflare.cli import app
 from fairflare.errors import FairFlareError
-from fairflare.plan.privacy import read_draft
+from fairflare.plan import GroupNoise, read_plan
 from fairflare.policy import open_policy, write_policy
 from fairflare.policy.site import MostPrivacyLoss
 from fairflare.privacy.anchor import ledger_anchor
@@ -21,7 +21,14 @@ from fairflare.privacy.ledger import Ledger
 from fairflare.privacy.loss import Budget, DpSgd, Gaussian, Release
 
 JOBS = Path(__file__).resolve().parents[3] / "jobs"
-PLAN = presets.PRESETS["heart_flexfair"]("heart_flexfair")
+PLAN = presets.heart(
+    "fair", {
+        **presets.flexfair(presets.penalty("sex", "equal_accuracy", 2.0)), "min_weight": 0.0, "max_weight": 3.0,
+        "utility_clip": 4.0,
+    },
+)  # fmt: skip
+#: A probability's gradient is no multiple of the loss's: clipping would mix the two.
+ODDS = presets.flexfair({**presets.penalty("sex", "demographic_parity", 2.0), "utility": "probability"})
 SPENT = [
     Release(PLAN.sha256, "job-1", 0, "model", DpSgd(0.05, 1.2, 100)),
     Release(PLAN.sha256, "job-1", 1, "sex", Gaussian(20.0, 1.0, 1)),
@@ -37,9 +44,8 @@ def kit(tmp_path: Path) -> Path:
     (kit / "local").mkdir()
     (tmp_path / "store").mkdir(mode=0o700)
     policy = open_policy(tmp_path / "store", identities="kit")
-    write_policy(
-        kit / "local", policy.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=8.0, delta=1e-5)})
-    )
+    most = MostPrivacyLoss(epsilon=8.0, delta=1e-5, relation="add_remove")
+    write_policy(kit / "local", policy.model_copy(update={"differential_privacy": most}))
     return kit
 
 
@@ -81,7 +87,7 @@ def test_show_says_what_each_job_spent_and_what_is_left(spent: Path) -> None:
     found = json.loads(said("ledger", "show", spent / "local", "heart", "--json"))
     both = found["epsilon"]
     assert 0 < both["add_remove"]["value"] < both["replace"]["value"]
-    assert f"epsilon {both['replace']['value']:.3f} at delta 1e-05, one unit in another's place (pld)" in text
+    assert f"epsilon {both['replace']['value']:.3f} at delta 1e-05, one patient in another's place (pld)" in text
     assert f"budget: epsilon 8; {8 - both['add_remove']['value']:.3f} left" in text
     assert "left" not in said("ledger", "show", spent / "local", "heart", "--delta", "1e-7")
 
@@ -121,37 +127,62 @@ def test_a_policy_without_a_budget_is_named(tmp_path: Path, plan: Path) -> None:
     refused("FF-LEDGER-ASKED", "plan", "privacy", plan, "--records", 300)
 
 
-def test_a_proposal_is_forecast_as_it_said_and_covered_only_where_it_fits(
+def test_a_proposal_is_a_plan_that_is_forecast_as_it_said_and_covered_only_where_it_fits(
     spent: Path, plan: Path, tmp_path: Path
 ) -> None:
-    words = ("plan", "privacy", plan, "--records", 300, "--policy", spent / "local", "--to", tmp_path / "d.json")
+    words = ("plan", "privacy", plan, "--records", 300, "--policy", spent / "local", "--to", tmp_path / "new.json")
     text = said(*words, "--smallest-group", 40)
-    draft = read_draft(tmp_path / "d.json")
-    sigma = draft.differential_privacy.noise_multiplier
-    assert f"(sigma) {sigma:.3f} times" in text
-    assert "warning: a group of 40 records is small" in text
-    assert "not covered, exact as before: counts" in text
+    made = read_plan(tmp_path / "new.json")
+    assert made.differential_privacy is not None
+    assert f"(sigma) {made.differential_privacy.noise_multiplier:.3f} times" in text
+    assert "warning: a group of 40 patients is small" in text
+    assert "not covered, exact sums of validation and test records among them: counts, evaluation sums" in text
     after = text.split("epsilon after the plan ")[1].split()[0]
-    asked = ("ledger", "forecast", plan, "--policy", spent / "local", "--records")
-    forecast = said(*asked, 300, "--draft", tmp_path / "d.json")
+    asked = ("--policy", spent / "local", "--records")
+    forecast = said("ledger", "forecast", tmp_path / "new.json", *asked, 300)
     assert f"after the plan: epsilon {after} of 8 at delta 1e-05" in forecast
     assert "covered: all 20 rounds" in forecast
     refused("FF-LEDGER-ASKED", *words)  # nothing is overwritten
-    fewer = fairflare(*asked, 250, "--draft", tmp_path / "d.json")
+    fewer = fairflare("ledger", "forecast", tmp_path / "new.json", *asked, 250)
     assert fewer.exit_code == 1
     assert "NOT covered: 1" in fewer.output
     assert " of 20 rounds can be afforded" in fewer.output
-    other = tmp_path / "other.json"
-    other.write_text(schema.pretty(presets.PRESETS["heart_fedavg"]("x")), encoding="utf-8")
-    refused("FF-LEDGER-DRAFT", "ledger", "forecast", other, *asked[3:], 300, "--draft", tmp_path / "d.json")
+    refused("FF-LEDGER-PLAN", "ledger", "forecast", plan, *asked, 300)
+    kept = said("plan", "privacy", tmp_path / "new.json", "--keep", "--records", 250, *asked[:2])
+    assert "more than the budget" in kept
+    assert f"(sigma) {made.differential_privacy.noise_multiplier:.3f} times" in kept
+
+
+def test_options_change_what_the_plan_says_and_its_rules_are_asked(plan: Path, tmp_path: Path) -> None:
+    asked = ("plan", "privacy", plan, "--records", 300, "--epsilon", 8)
+    said(
+        *asked, "--clip", 0.5, "--count-noise", 20, "--records-per-unit", 3, "--gradients", "ghost",
+        "--group-noise", 12, "--groups-per-unit", 2, "--shared-noise", "--to", tmp_path / "new.json",
+    )  # fmt: skip
+    made = read_plan(tmp_path / "new.json")
+    privacy = made.differential_privacy
+    assert privacy is not None
+    assert (privacy.clip, privacy.count_noise, privacy.records_per_unit, privacy.gradients) == (0.5, 20.0, 3, "ghost")
+    assert privacy.groups == GroupNoise(noise_multiplier=12.0, groups_per_unit=2, shared=True)
+    assert made.consents == ("shared_noise",)
+    again = ("plan", "privacy", tmp_path / "new.json", "--records", 300, "--epsilon", 3, "--to", tmp_path / "less.json")
+    said(*again)
+    less = read_plan(tmp_path / "less.json").differential_privacy
+    assert less is not None
+    assert less.noise_multiplier > privacy.noise_multiplier
+    assert less.model_copy(update={"noise_multiplier": privacy.noise_multiplier}) == privacy
+    (tmp_path / "odds.json").write_text(schema.pretty(presets.heart("x", ODDS)), encoding="utf-8")
+    refused("FF-PLAN-RULE", "plan", "privacy", tmp_path / "odds.json", *asked[3:])
 
 
 def test_options_that_make_no_sense_are_named(plan: Path, tmp_path: Path) -> None:
     asked = ("plan", "privacy", plan, "--records", 300, "--epsilon")
     refused("FF-LEDGER-FORM", *asked, -1)
     refused("FF-LEDGER-FORM", *asked, 8, "--delta", 2)
-    refused("FF-LEDGER-ASKED", *asked, 8, "--group-noise", 0)
-    refused("FF-LEDGER-ASKED", *asked, 8, "--clip", -1)
+    refused("FF-PLAN-VALUE", *asked, 8, "--group-noise", 0)
+    refused("FF-PLAN-VALUE", *asked, 8, "--clip", -1)
+    refused("FF-PLAN-VALUE", *asked, 8, "--gradients", "functorch")
+    refused("FF-LEDGER-ASKED", *asked, 8, "--keep")
     refused("FF-LEDGER-UNREACHABLE", *asked, 1, "--group-noise", 1)
     counting = tmp_path / "counting.json"
     counting.write_text(

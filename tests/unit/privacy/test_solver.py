@@ -5,25 +5,25 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import dp_accounting
 import pytest
 from dp_accounting.pld import PLDAccountant
 
 from fairflare import presets
-from fairflare.errors import LedgerError, PlanError
+from fairflare.errors import LedgerError
 from fairflare.plan import Plan, parse_plan
-from fairflare.plan.privacy import DifferentialPrivacy, GroupNoise, read_draft
+from fairflare.plan.privacy import DifferentialPrivacy, GroupNoise
 from fairflare.privacy.accounting import epsilon
-from fairflare.privacy.forecast import planned, risk_noise, sampling
+from fairflare.privacy.bill import planned, risk_noise, sampling
 from fairflare.privacy.loss import Budget, DpSgd, Gaussian
 from fairflare.privacy.solver import propose, solve_sigma
 from tests.unit.privacy.test_accounting import NEIGHBOURS
 
-OPEN = {"update": "none", "statistics": "none", "masking": None}
-STEPS = {"work": {"unit": "steps", "amount": 7}}
-NOISE = GroupNoise(noise_multiplier=10.0, groups_per_unit=2)
+NOISE = GroupNoise(noise_multiplier=10.0, groups_per_unit=2, shared=False)
+PRIVATE = DifferentialPrivacy(
+    clip=1.0, noise_multiplier=1.0, count_noise=25.0, records_per_unit=1, gradients="hooks", groups=NOISE
+)
 
 
 def changed(name: str, **sections: dict[str, object]) -> Plan:
@@ -67,7 +67,7 @@ def test_a_budget_that_is_gone_is_named() -> None:
 def test_a_proposal_is_what_its_forecast_costs() -> None:
     plan = presets.PRESETS["heart_flexfair"]("x")
     spent = [Gaussian(20.0, 1.0, 3)]
-    made = propose(plan, 300, Budget(8.0, 1e-5), clip=1.0, groups=NOISE, spent=spent)
+    made = propose(plan, 300, Budget(8.0, 1e-5), PRIVATE, spent)
     all_ = [*spent, *(one for round_ in planned(plan, made.privacy, 300) for one in round_)]
     assert made.now == epsilon(spent, 1e-5)
     assert made.after == epsilon(all_, 1e-5)
@@ -95,34 +95,23 @@ def test_how_batches_are_drawn(batch: tuple[str, int], work: tuple[str, int], q:
 def test_group_sums_are_paid_whenever_they_leave_and_their_counts_once(refresh: object, wanted: int) -> None:
     plan = changed("heart_flexfair", method={"refresh": refresh})
     assert plan.training.rounds == 20
-    rounds = planned(plan, DifferentialPrivacy(clip=1.0, noise_multiplier=1.0, groups=NOISE), 300)
+    rounds = planned(plan, PRIVATE, 300)
     assert len(rounds) == 20
     assert sum(one.steps for round_ in rounds for one in round_ if isinstance(one, DpSgd)) == 20 * 19
-    groups = [one for round_ in rounds for one in round_ if isinstance(one, Gaussian)]
+    first, *groups = [one for round_ in rounds for one in round_ if isinstance(one, Gaussian)]
+    assert first == Gaussian(25.0, 1.0, 1)  # the number of patients
     assert sum(one.count for one in groups) == wanted
     assert {one.multiplier for one in groups} == {10.0}
     assert {one.sensitivity for one in groups} == {math.sqrt(2)}
 
 
-def test_lock_step_pays_for_every_step_and_no_penalty_for_nothing() -> None:
-    private = DifferentialPrivacy(clip=1.0, noise_multiplier=1.0, groups=NOISE)
-    step = planned(changed("heart_flexfair", method={"refresh": "step"}, training=STEPS, protection=OPEN), private, 300)
-    steps = next(one.steps for one in step[0] if isinstance(one, DpSgd))
-    assert sum(one.count for round_ in step for one in round_ if isinstance(one, Gaussian)) == 1 + 20 * steps
-    assert all(len(round_) == 1 for round_ in planned(presets.PRESETS["heart_fedavg"]("x"), private, 300))
+def test_without_groups_only_the_number_of_patients_and_the_steps_cost() -> None:
+    rounds = planned(presets.PRESETS["heart_fedavg"]("x"), PRIVATE.model_copy(update={"groups": None}), 300)
+    assert rounds[0] == (Gaussian(25.0, 1.0, 1), DpSgd(16 / 300, 1.0, 19))
+    assert set(rounds[1:]) == {rounds[0][1:]}
 
 
 def test_the_noise_of_a_risk_is_the_designs() -> None:
-    noise = GroupNoise(noise_multiplier=10.0, groups_per_unit=1)
+    noise = GroupNoise(noise_multiplier=10.0, groups_per_unit=1, shared=False)
     assert risk_noise(noise, 300) * 3 == pytest.approx(0.07, abs=0.002)
     assert risk_noise(noise, 100) * 3 == pytest.approx(0.21, abs=0.003)
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.001, -1.0, 1e7])
-def test_a_draft_without_noise_is_refused(noise: float, tmp_path: Path) -> None:
-    draft = {"format": "fairflare/privacy-draft/1", "plan": "a" * 64}
-    draft["differential_privacy"] = {"clip": 1.0, "noise_multiplier": noise, "groups": None}  # type: ignore[assignment]
-    (tmp_path / "d.json").write_text(json.dumps(draft), encoding="utf-8")
-    with pytest.raises(PlanError) as caught:
-        read_draft(tmp_path / "d.json")
-    assert caught.value.code == "FF-PLAN-VALUE"
