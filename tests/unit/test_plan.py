@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from fairflare import presets, schema
 from fairflare.errors import PlanError
 from fairflare.methods import METHODS
-from fairflare.plan import Plan, parse_plan
+from fairflare.plan import Plan, model_words, names_of, network_of, parse_plan
 
 HEART = json.loads(schema.pretty(presets.shipped("heart_flexfair")))
 SKIN = json.loads(schema.pretty(presets.shipped("skin_flexfair")))
@@ -63,6 +63,13 @@ def two(path: str, value: Any, path2: str, value2: Any, base: dict[str, Any] = H
     parent, key = at(data, path2)
     parent[key] = value2
     return json.dumps(data)
+
+
+MLP = {"name": "mlp", "hidden": [4]}
+
+
+def part(network: dict[str, Any], trained: str = "head", rank: int | None = None) -> dict[str, Any]:
+    return {"name": "part", "network": network, "trained": trained, "rank": rank}
 
 
 #: Defect -> (text of the plan, code, a word that the message must hold).
@@ -212,6 +219,20 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "labels from a network for masks": (
         setting("model", {"name": "unet", "widths": [8, 16]}, SKIN), "FF-PLAN-RULE", "resnet18",
     ),
+    "masks from a part of a network for labels": (
+        setting("model", part({"name": "resnet18"}), FUNDUS), "FF-PLAN-RULE", "unet",
+    ),
+    "a part of a network that the images are too small for": (
+        setting("model", part({"name": "cnn", "widths": [8] * 8}), SKIN), "FF-PLAN-RULE", "8 halvings",
+    ),
+    "a part of a part": (setting("model", part(part({"name": "resnet18"})), SKIN), "FF-PLAN-VALUE", "model"),
+    "adapters without a rank": (
+        setting("model", part(MLP, "adapters"), HEART), "FF-PLAN-RULE", "a number for adapters",
+    ),
+    "adapters of no rank": (setting("model", part(MLP, "adapters", 0), HEART), "FF-PLAN-VALUE", "rank"),
+    "adapters of a huge rank": (setting("model", part(MLP, "adapters", 65), HEART), "FF-PLAN-VALUE", "rank"),
+    "a head with a rank": (setting("model", part(MLP, "head", 4), HEART), "FF-PLAN-RULE", "null for a head"),
+    "another part": (setting("model", part(MLP, "body"), HEART), "FF-PLAN-VALUE", "trained"),
     "pixels that do not halve": (setting("task.input.width", 100, FUNDUS), "FF-PLAN-RULE", "multiples of 8"),
     "a bottom of one pixel": (
         two("task.input.width", 8, "task.input.height", 8, FUNDUS), "FF-PLAN-RULE", "two by two",
@@ -405,6 +426,18 @@ def test_equal_plans_made_from_objects_have_equal_hashes():
     other = zero.model_copy(update={"training": zero.training.model_copy(update={"optimizer": below})})
     assert other == zero
     assert other.sha256 == zero.sha256
+
+
+def test_a_part_of_a_network_is_of_a_network_and_bears_both_names():
+    plan = parse_plan(setting("model", part({"name": "resnet18"}), SKIN))
+    assert network_of(plan.model) == parse_plan(json.dumps(SKIN | {"model": {"name": "resnet18"}})).model
+    assert names_of(plan.model) == ("part", "resnet18")
+    assert model_words(plan.model) == "resnet18, trained: the head"
+    adapters = parse_plan(setting("model", part(MLP, "adapters", 4))).model
+    assert model_words(adapters) == "mlp, trained: adapters of rank 4 and the head"
+    whole = parse_plan(json.dumps(HEART)).model
+    assert network_of(whole) is whole
+    assert (names_of(whole), model_words(whole)) == (("mlp",), "mlp")
 
 
 def test_a_plan_cannot_be_changed():

@@ -16,7 +16,7 @@ from fairflare import presets, schema
 from fairflare.cli.files import write_new_plan
 from fairflare.errors import PlanError
 from fairflare.evaluation.exchanged import TRUST, exchanged_words
-from fairflare.plan import Plan, parse_plan, read_plan
+from fairflare.plan import Plan, model_words, parse_plan, read_plan
 from fairflare.policy import standard_policy
 
 app = typer.Typer(help="Write, check, hash and compare training plans.", no_args_is_help=True)
@@ -166,7 +166,7 @@ def summary(plan: Plan) -> list[str]:
     lines = [
         f"learns {' or '.join(plan.task.labels)} from {what} of the data set '{plan.task.data_set}'",
         f"sensitive attributes and intersections: {groups}",
-        f"network {plan.model.name}, {training.rounds} rounds of {training.work.amount} {training.work.unit}",
+        f"network {model_words(plan.model)}, {training.rounds} rounds of {training.work.amount} {training.work.unit}",
         "first model drawn from the seed"
         if start.kind == "seed"
         else f"first model: {start.tensors} tensors of the weight file {start.sha256[:16]}",

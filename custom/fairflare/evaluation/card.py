@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fairflare.plan import model_words
 from fairflare.record import RunRecord
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _what(record: RunRecord, digest: str) -> Iterator[str]:
     yield f"| Plan | {plain(plan.name)} |"
     yield f"| Plan hash (SHA-256) | `{record.plan_sha256}` |"
     yield f"| Record of the run (SHA-256) | `{digest}` |"
-    yield f"| Network | {plain(plan.model.name)} |"
+    yield f"| Network | {plain(model_words(plan.model))} |"
     yield f"| Task | {plain(task_words(plan))} |"
     yield f"| Data set | {plain(plan.task.data_set)} |"
     if final is not None:

@@ -5,15 +5,38 @@ Every network uses GroupNorm (so it has no buffers, and nothing about single bat
 (so per-sample gradients work later).
 """
 
-from fairflare.models.registry import build, initial_vector, matching_tensors, to_vector_of
-from fairflare.models.vector import load_vector, named_arrays, parameter_count, to_vector, vector_sha256
+from fairflare.models.registry import (
+    build,
+    frozen_tensors,
+    frozen_tensors_of,
+    initial_vector,
+    matching_tensors,
+    to_vector_of,
+)
+from fairflare.models.vector import (
+    frozen_arrays,
+    frozen_sha256,
+    load_frozen,
+    load_vector,
+    named_arrays,
+    parameter_count,
+    to_vector,
+    trained_parameters,
+    vector_sha256,
+    whole_arrays,
+)
 from fairflare.models.weights import WeightFile, find_weights, read_weights, write_weights
 
 __all__ = [
     "WeightFile",
     "build",
     "find_weights",
+    "frozen_arrays",
+    "frozen_sha256",
+    "frozen_tensors",
+    "frozen_tensors_of",
     "initial_vector",
+    "load_frozen",
     "load_vector",
     "matching_tensors",
     "named_arrays",
@@ -21,6 +44,8 @@ __all__ = [
     "read_weights",
     "to_vector",
     "to_vector_of",
+    "trained_parameters",
     "vector_sha256",
+    "whole_arrays",
     "write_weights",
 ]

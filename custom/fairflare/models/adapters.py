@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torchvision.models.resnet import ResNet
@@ -21,7 +20,6 @@ from torchvision.models.resnet import ResNet
 from fairflare.errors import PrivacyError
 from fairflare.models.networks import Cnn, Mlp
 from fairflare.models.segmentation import Sanet, SanetLight, UNet
-from fairflare.models.vector import Vector
 from fairflare.seeds import seed_for
 
 Part = Literal["all", "head", "adapters"]
@@ -83,27 +81,6 @@ def merge_adapters(model: nn.Module) -> None:
         layer._forward_hooks.update(kept)
 
 
-def trained_vector(model: nn.Module) -> Vector:
-    """The trained parameters alone, in the order of ``named_parameters``, float32: what a site has to send."""
-    with torch.no_grad():
-        parts = [parameter.reshape(-1) for parameter in model.parameters() if parameter.requires_grad]
-        flat: Vector = torch.cat(parts).to(torch.float32).numpy()
-    return flat
-
-
-def load_trained_vector(model: nn.Module, vector: Vector) -> None:
-    """Inverse of :func:`trained_vector`; the other parameters stay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    wanted = sum(parameter.numel() for parameter in trained)
-    if vector.shape != (wanted,):
-        raise ValueError(f"got a vector of {vector.shape}, expected ({wanted},)")
-    flat, start = torch.from_numpy(np.array(vector, dtype=np.float32)), 0
-    with torch.no_grad():
-        for parameter in trained:
-            parameter.copy_(flat[start : start + parameter.numel()].view_as(parameter))
-            start += parameter.numel()
-
-
 def features(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """What the head is given for ``inputs`` (n, ...), without gradients: computed once where only the head is trained.
 
@@ -124,6 +101,11 @@ def features(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
             if torch.equal(head(given[0]), outputs):
                 return given[0]
     raise _refused("cached features of a network that does more behind its head", "a network of records")
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a tensor of this name belongs to an adapter."""
+    return name.endswith((f".{_NAME}.down.weight", f".{_NAME}.up.weight"))
 
 
 class _AddAdapter:

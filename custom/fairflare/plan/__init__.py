@@ -34,12 +34,17 @@ from fairflare.plan.networks import (
     CnnModel,
     FileStart,
     MlpModel,
+    PartModel,
     ResNet18Model,
     ResNet50Model,
     SanetLightModel,
     SanetModel,
     SeedStart,
     UNetModel,
+    WholeModel,
+    model_words,
+    names_of,
+    network_of,
 )
 from fairflare.plan.privacy import DifferentialPrivacy, GroupNoise
 from fairflare.plan.rules import RESERVED, Consent
@@ -82,6 +87,7 @@ __all__ = [
     "Intersection",
     "Masking",
     "MlpModel",
+    "PartModel",
     "Plan",
     "Protection",
     "ResNet18Model",
@@ -96,8 +102,12 @@ __all__ = [
     "TableInput",
     "Training",
     "UNetModel",
+    "WholeModel",
     "Work",
     "method_of",
+    "model_words",
+    "names_of",
+    "network_of",
     "parse_plan",
     "read_plan",
 ]

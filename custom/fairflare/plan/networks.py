@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fairflare.schema import StrictModel
+from fairflare.schema import StrictModel, rule
 
 
 class MlpModel(StrictModel):
@@ -60,7 +60,50 @@ class SanetModel(StrictModel):
     name: Literal["sanet"]
 
 
-AnyModel = MlpModel | CnnModel | ResNet18Model | ResNet50Model | UNetModel | SanetLightModel | SanetModel
+WholeModel = MlpModel | CnnModel | ResNet18Model | ResNet50Model | UNetModel | SanetLightModel | SanetModel
+
+
+class PartModel(StrictModel):
+    """A network of which only a part is trained, and travels; the rest is what the plan's ``start`` gives, everywhere.
+
+    ``trained``: ``head``, the last layer, or all that makes logits of features; ``adapters``, low-rank layers (LoRA)
+    beside the others, and the head. ``rank``: channels of each adapter; null for a head.
+    """
+
+    name: Literal["part"]
+    network: Annotated[WholeModel, Field(discriminator="name")]
+    trained: Literal["head", "adapters"]
+    rank: Annotated[int, Field(ge=1, le=64)] | None
+
+    @model_validator(mode="after")
+    def _check(self) -> PartModel:
+        if (self.rank is None) != (self.trained == "head"):
+            got = f"rank {'null' if self.rank is None else self.rank} where '{self.trained}' is trained"
+            raise rule(f"got {got}, expected a number for adapters and null for a head")
+        return self
+
+
+AnyModel = WholeModel | PartModel
+
+
+def network_of(model: AnyModel) -> WholeModel:
+    """The network, whatever part of it is trained."""
+    return model.network if isinstance(model, PartModel) else model
+
+
+def names_of(model: AnyModel) -> tuple[str, ...]:
+    """Every registry name that a model bears: who allows it must allow them all."""
+    return tuple(dict.fromkeys((model.name, network_of(model).name)))
+
+
+def model_words(model: AnyModel) -> str:
+    """The network, and which part of it is trained, in words."""
+    if not isinstance(model, PartModel):
+        return model.name
+    part = "the head" if model.rank is None else f"adapters of rank {model.rank} and the head"
+    return f"{model.network.name}, trained: {part}"
+
+
 #: Networks for each kind of task and input.
 MODELS = {
     ("classification", "table"): ("mlp",),
@@ -80,6 +123,7 @@ class FileStart(StrictModel):
 
     ``tensors``: ``all`` wants every tensor of the network in the file, and no other; ``matching`` takes those with the
     name and shape of one of the network's (an ImageNet backbone), at least one, and draws the others from the seed.
+    Adapters of a ``part`` may be missing with both: they start at no effect. A file's own must be the network's.
     """
 
     kind: Literal["file"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from fairflare.fairness.groups import HOSPITAL
 from fairflare.methods.base import OPEN_RISKS, PAIR_SUMS, SHARED_NOISE, Setting
 from fairflare.methods.flexfair import FlexFairParameters
-from fairflare.plan.networks import MODELS, CnnModel, UNetModel
+from fairflare.plan.networks import MODELS, CnnModel, UNetModel, network_of
 from fairflare.plan.task import ImageInput, TableInput
 from fairflare.plan.words import refuse_repeats
 from fairflare.schema import rule
@@ -99,7 +99,7 @@ def check_reserved(plan: Plan) -> None:
 
 def check_model(plan: Plan) -> None:
     """Refuse a network that does not fit the task, or the size of its images."""
-    kind, model = plan.task.input, plan.model
+    kind, model = plan.task.input, network_of(plan.model)
     able = MODELS[plan.task.kind, kind.kind]
     if model.name not in able:
         raise rule(f"got model '{model.name}' for {plan.task.kind} of {kind.kind}s, expected {' or '.join(able)}")

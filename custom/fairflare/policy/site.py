@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from fairflare import schema
 from fairflare.errors import PolicyError
-from fairflare.plan import Consent, Plan, TableInput
+from fairflare.plan import Consent, Plan, TableInput, names_of
 from fairflare.policy.catalog import SITE, is_site_name
 from fairflare.policy.former import refuse_former
 from fairflare.policy.kinds import Kind, kinds_of
@@ -280,7 +280,7 @@ class SitePolicy(StrictModel):
             "task.input.features": (features, self.features),
             # The parts of an intersection are among them: a plan cannot cross what it does not declare.
             "attributes": (tuple(one.name for one in plan.attributes), self.attributes),
-            "model.name": ((plan.model.name,), self.models),
+            "model.name": (names_of(plan.model), self.models),
             "method.name": ((plan.method.name,), self.methods),
             "metrics": (kinds_of(plan), self.metrics),
             "consents": (plan.consents, self.consents),

@@ -13,14 +13,12 @@ import pytest
 import torch
 
 from fairflare.errors import PrivacyError
-from fairflare.models import build, initial_vector, load_vector, parameter_count
+from fairflare.models import build, initial_vector, load_vector, parameter_count, to_vector
 from fairflare.models.adapters import (
     features,
     head_of,
-    load_trained_vector,
     merge_adapters,
     train_part,
-    trained_vector,
 )
 from fairflare.models.networks import Mlp
 from fairflare.privacy.dpsgd import DpSgd, Drawn, Mechanism, UnitSampler
@@ -116,7 +114,7 @@ def test_every_site_starts_from_the_same_adapters_and_torchs_generator_is_left_a
         state = torch.random.get_rng_state()
         train_part(model, "adapters", rank=2, seed=seed)
         assert torch.equal(state, torch.random.get_rng_state())
-        vectors.append(trained_vector(model))
+        vectors.append(to_vector(model))
     assert np.array_equal(vectors[0], vectors[1])
     assert not np.array_equal(vectors[0], vectors[2])
 
@@ -137,15 +135,15 @@ def test_the_trained_part_travels_alone(part):
     for one in (model, other):
         train_part(one, part, rank=2, seed=3)
     one_step(model, plan)
-    vector = trained_vector(model)
+    vector = to_vector(model)
     assert vector.dtype == np.float32
     assert vector.size == sum(one.numel() for one in model.parameters() if one.requires_grad)
-    load_trained_vector(other, vector)
+    load_vector(other, vector)
     with torch.no_grad():
         assert torch.equal(model(inputs(plan)), other(inputs(plan)))
     for size in (vector.size + 1, vector.size - 1):
         with pytest.raises(ValueError, match="got a vector"):
-            load_trained_vector(other, np.zeros(size, dtype=np.float32))
+            load_vector(other, np.zeros(size, dtype=np.float32))
 
 
 def test_adapters_are_far_smaller_than_the_network():
@@ -153,8 +151,8 @@ def test_adapters_are_far_smaller_than_the_network():
     model = network("resnet18")
     whole = parameter_count(model)
     train_part(model, "adapters", rank=4, seed=0)
-    assert trained_vector(model).size == 144_718
-    assert trained_vector(model).size < whole / 70
+    assert to_vector(model).size == 144_718
+    assert to_vector(model).size < whole / 70
 
 
 @pytest.mark.parametrize("rank", [0, -1, 1.0, True])

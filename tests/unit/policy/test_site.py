@@ -70,6 +70,7 @@ LISTS = {"data_sets": ("heart",), "attributes": ("sex", "age"), "features": ("ch
 
 OTHER_DATA = "task.data_set: got 'heart', expected one that this site's policy names"
 OTHER_GROUPS = "attributes: got 'age', expected attributes that this site's policy names"
+HEAD_OF_MLP = {"name": "part", "network": {"name": "mlp", "hidden": [4]}, "trained": "head", "rank": None}
 
 #: What a plan asks for, under a policy that is open but for one field -> exactly what is said of it.
 WEAKER: dict[str, tuple[dict[str, Any], Plan, list[str]]] = {
@@ -128,6 +129,16 @@ WEAKER: dict[str, tuple[dict[str, Any], Plan, list[str]]] = {
     ),
     "a data set where none is allowed": ({"data_sets": ()}, plan(), [OTHER_DATA]),
     "another network": ({"models": ("unet",)}, plan(), ["model.name: got 'mlp', expected unet"]),
+    "a part of a network, where only the network is allowed": (
+        {"models": ("mlp",)},
+        plan(model=HEAD_OF_MLP),
+        ["model.name: got 'part', expected mlp"],
+    ),
+    "a part of another network": (
+        {"models": ("part", "cnn")},
+        plan(model=HEAD_OF_MLP),
+        ["model.name: got 'mlp', expected part, cnn"],
+    ),
     "another method": ({"methods": ("fedavg",)}, plan(), ["method.name: got 'flexfair', expected fedavg"]),
     "another attribute": ({"attributes": ("sex",)}, plan(), [OTHER_GROUPS]),
     "a part of an intersection": (
@@ -227,7 +238,8 @@ BOUND = {
     "attributes.name": "attributes", "attributes.values": "cells_minimum", "attributes.edges": "cells_minimum",
     "intersections.name": FORM, "intersections.of": "attributes", "cells.minimum": "cells_minimum",
     "cells.sites": "cells_sites", "model.name": "models", "model.hidden": READ, "model.widths": READ,
-    "model.head": READ, "start.kind": READ,
+    "model.head": READ, "model.network.name": "models", "model.network.hidden": READ, "model.network.widths": READ,
+    "model.network.head": READ, "model.trained": READ, "model.rank": READ, "start.kind": READ,
     "start.sha256": "the site: it starts only from a weight file that lies in its own local/weights",
     "start.tensors": READ, "training.rounds": "most_rounds", "training.work.unit": READ,
     "training.work.amount": READ, "training.batch.unit": READ, "training.batch.amount": READ,
@@ -404,8 +416,12 @@ def test_terms_are_everything_but_the_list_of_plans() -> None:
         assert policy.model_copy(update={field: value}).terms_sha256 != policy.terms_sha256
 
 
+def test_a_part_of_a_network_is_allowed_where_both_its_names_are() -> None:
+    open_policy(STORE).model_copy(update={"models": ("mlp", "part")}).verify(plan(model=HEAD_OF_MLP))
+
+
 def test_the_names_of_networks_and_methods_are_the_plans() -> None:
-    assert "mlp" in MODELS and "sanet" in MODELS  # noqa: PT018 - one list
+    assert "mlp" in MODELS and "sanet" in MODELS and "part" in MODELS  # noqa: PT018 - one list
     assert set(METHODS) == set(ALL) and len(METHODS) == len(ALL)  # noqa: PT018 - no more, and each once
 
 
