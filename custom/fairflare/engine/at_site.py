@@ -25,8 +25,15 @@ from fairflare.evaluation.summary import Split
 from fairflare.evaluation.worth import Predictions
 from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
 from fairflare.fairness.metrics import best_edge, half_edge
-from fairflare.models import WeightFile, read_weights, to_vector_of, vector_sha256
-from fairflare.models.vector import Vector
+from fairflare.models import (
+    WeightFile,
+    frozen_sha256,
+    frozen_tensors_of,
+    read_weights,
+    to_vector_of,
+    vector_sha256,
+)
+from fairflare.models.vector import Tensors, Vector
 from fairflare.plan import Plan, parse_plan
 from fairflare.policy import Entry
 from fairflare.record import Collapse
@@ -47,14 +54,15 @@ class ModelFile:
 
     Attributes
     ----------
-    plan, vector
-        The plan that it was trained with, and its numbers, float32 (P,).
+    plan, vector, frozen
+        The plan that it was trained with, its trained numbers, float32 (P,), and the tensors that were not trained.
     kind
         ``final``, or ``best`` on validation data.
     rounds
         Rounds trained before it.
     model_sha256
-        Of the vector; checked.
+        Of the vector; checked. Frozen tensors are checked against the file's own hash of them only: what they should
+        be, the plan's seed or weight file says.
     record_sha256
         Of the run's record, which lies beside it.
     """
@@ -66,6 +74,7 @@ class ModelFile:
     model_sha256: str
     record_sha256: str
     sha256: str
+    frozen: Tensors
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -92,7 +101,10 @@ def read_model_file(path: Path) -> ModelFile:
     vector = to_vector_of(plan, file)
     if texts.get("model_sha256") != vector_sha256(vector):
         raise _refused("a file whose numbers have another hash than the file says")
-    return ModelFile(plan, vector, texts["kind"], int(rounds), texts["model_sha256"], record, file.sha256)
+    frozen = frozen_tensors_of(plan, file)
+    if texts.get("frozen_sha256") != (frozen_sha256(frozen) if frozen else None):
+        raise _refused("a file whose frozen tensors have another hash than the file says")
+    return ModelFile(plan, vector, texts["kind"], int(rounds), texts["model_sha256"], record, file.sha256, frozen)
 
 
 def _file(path: Path) -> WeightFile:
@@ -209,7 +221,7 @@ def score(model: ModelFile, records: Records, progress: Progress | None = None) 
 def _trainer(model: ModelFile, records: Records) -> Trainer:
     # One thread, as in a site's round: the sums of a convolution depend on it.
     torch.set_num_threads(1)
-    trainer = Trainer(model.plan, "at-site", records)
+    trainer = Trainer(model.plan, "at-site", records, model.frozen)
     trainer.start_round(model.vector)
     return trainer
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fairflare.methods import Correction
-from fairflare.models.vector import Vector
+from fairflare.models.vector import Vector, trained_parameters
 
 
 class GradientCorrection:
@@ -17,7 +17,7 @@ class GradientCorrection:
     Parameters
     ----------
     network
-        Whose parameters y are trained; each of them has a gradient.
+        Whose trained parameters y are meant; each of them has a gradient.
     correction
         What is added; its shift is float32 (P,), in the order of the parameters.
     model
@@ -25,7 +25,7 @@ class GradientCorrection:
     """
 
     def __init__(self, network: nn.Module, correction: Correction, model: Vector) -> None:
-        self._parameters = list(network.parameters())
+        self._parameters = trained_parameters(network)
         self._pull, self._after = correction.pull, correction.after_step
         self._anchor = self._pieces(model) if correction.pull > 0 else None
         self._shift = None if correction.shift is None else self._pieces(correction.shift)

@@ -23,7 +23,7 @@ from fairflare.data.synthetic import FEWEST_RECORDS, write_hospitals
 from fairflare.engine.objective import objective_of, predicted_labels
 from fairflare.engine.training import Trainer
 from fairflare.models.vector import Vector
-from fairflare.plan import Plan
+from fairflare.plan import PartModel, Plan, SeedStart
 
 #: Smallest height of a picture's image in pixels, and the gap between two.
 _HEIGHT, _GAP = 160, 6
@@ -53,7 +53,11 @@ def synthetic_pictures(plan: Plan, model: Vector, sites: Sequence[str], each: in
         Names of synthetic hospitals: each has its own lighting.
     each
         Images of a hospital: those with the lowest and the highest Dice, and what lies between.
+
+    There are none of a network whose frozen part lies in a weight file: only its sites and its server have that.
     """
+    if isinstance(plan.model, PartModel) and not isinstance(plan.start, SeedStart):
+        return []
     found: list[SyntheticPicture] = []
     with tempfile.TemporaryDirectory() as folder:
         catalog = write_hospitals(Path(folder), plan, sites, FEWEST_RECORDS * 2, seed=plan.training.seed + 1)

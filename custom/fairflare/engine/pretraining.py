@@ -20,7 +20,7 @@ from fairflare.engine.alone import train_alone
 from fairflare.engine.loading import PRETRAINED
 from fairflare.engine.server import Coordinator
 from fairflare.errors import CatalogError, DataError, PlanError
-from fairflare.models import build, named_arrays, vector_sha256, write_weights
+from fairflare.models import build, frozen_tensors, vector_sha256, whole_arrays, write_weights
 from fairflare.models.header import MAX_HEADER
 from fairflare.models.vector import Vector
 from fairflare.plan import Plan, SeedStart
@@ -91,6 +91,6 @@ def write_pretrained(folder: Path, plan: Plan, vector: Vector, members: Members)
     }
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{uuid.uuid4().hex}.new"  # the name follows from the bytes
-    digest = write_weights(temporary, named_arrays(build(plan), vector), metadata)
+    digest = write_weights(temporary, whole_arrays(build(plan), vector, frozen_tensors(plan)), metadata)
     temporary.replace(folder / f"{digest}.safetensors")
     return digest

@@ -22,6 +22,7 @@ import numpy as np
 
 from fairflare.data.manifest import SPLITS, Records, SiteData
 from fairflare.engine.explain import site_seconds
+from fairflare.engine.frozen import frozen_text
 from fairflare.engine.job_traffic import is_measured, lock_steps
 from fairflare.engine.loading import load_apart
 from fairflare.engine.masked import coarse_records
@@ -45,7 +46,7 @@ from fairflare.engine.site import RELEASES, Site
 from fairflare.engine.trainable import verify_trainable
 from fairflare.evaluation.rehearsal import HeldCell, TaskTime, Work
 from fairflare.fairness.groups import EVERYBODY
-from fairflare.models import build, initial_vector, named_arrays, parameter_count, vector_sha256
+from fairflare.models import build, frozen_tensors, initial_vector, parameter_count, vector_sha256, whole_arrays
 from fairflare.models.vector import Vector
 from fairflare.models.weights import write_weights
 from fairflare.plan import Batch, Plan, Protection
@@ -171,6 +172,7 @@ class _Player:
         self.site.stop = self._tick
         self.parameters = parameter_count(build(self.plan))
         self.model: Vector = np.zeros(0, dtype=np.float32)
+        self.frozen: dict[str, str] = {}
 
     def play(self, load_seconds: float) -> list[TaskTime]:
         """All tasks; ``load_seconds`` were spent before."""
@@ -180,6 +182,7 @@ class _Player:
             _, seconds = self._do(MEASURE, 0, {"totals": joined.payloads["cells"].values})
             return [*times, TaskTime(MEASURE, seconds, 1, False)]
         self.model = initial_vector(self.plan, self.request.weights)
+        self.frozen = frozen_text(self.plan, self.request.weights)
         return [*times, *self._round(), self._evaluation()]
 
     def left_on_disk(self) -> int:
@@ -190,8 +193,9 @@ class _Player:
             return lists
         self.tell("writing a model", 0, 0)
         file = self.scratch / "model.safetensors"
-        about = model_metadata(self.plan, self.model, kind="final", rounds=rounds, record_sha256="0" * 64)
-        write_weights(file, named_arrays(build(self.plan), self.model), about)
+        frozen = frozen_tensors(self.plan, self.request.weights)
+        about = model_metadata(self.plan, self.model, frozen, kind="final", rounds=rounds, record_sha256="0" * 64)
+        write_weights(file, whole_arrays(build(self.plan), self.model, frozen), about)
         return lists + 2 * file.stat().st_size
 
     def _do(
@@ -205,7 +209,7 @@ class _Player:
                 "sites": float(self.request.sites),
             }
         if task != JOIN and self.model.size:
-            text = {"model_sha256": vector_sha256(self.model)}
+            text = {"model_sha256": vector_sha256(self.model), **self.frozen}
         message = Message(task, number, step, _SESSION, self.plan.sha256, vectors or {}, numbers, text)
         began = time.perf_counter()
         return self.site.handle(message), time.perf_counter() - began

@@ -13,8 +13,8 @@ from fairflare import schema
 from fairflare.engine.verify import check_results
 from fairflare.errors import FairFlareError, RoundError, RunError
 from fairflare.evaluation.card import model_card
-from fairflare.models import build, named_arrays, vector_sha256
-from fairflare.models.vector import Vector
+from fairflare.models import build, frozen_sha256, vector_sha256, whole_arrays
+from fairflare.models.vector import Tensors, Vector
 from fairflare.models.weights import write_weights
 from fairflare.plan import Plan
 from fairflare.record import FILE_NAME, RunRecord, write_atomically
@@ -38,8 +38,11 @@ def received_record(data: bytes, plan: Plan) -> RunRecord:
     return record
 
 
-def keep_models(folder: Path, record: RunRecord, final: Vector, best: Vector) -> None:
-    """Write both models, the record and the card into ``folder/models``; :class:`RoundError` for other models."""
+def keep_models(folder: Path, record: RunRecord, final: Vector, best: Vector, frozen: Tensors) -> None:
+    """Write both models, the record and the card into ``folder/models``; :class:`RoundError` for other models.
+
+    A model's file has all of the network, also what is ``frozen`` in both of them, so that it can be used alone.
+    """
     results = record.final
     if results is None or vector_sha256(final) != results.model_sha256:
         raise _refused("a record of another final model", "the model that this site evaluated")
@@ -62,15 +65,22 @@ def keep_models(folder: Path, record: RunRecord, final: Vector, best: Vector) ->
     for kind, vector, rounds in (("final", final, len(record.rounds)), ("best", best, results.best_rounds)):
         write_weights(
             target / f"{kind}.safetensors",
-            named_arrays(network, vector),
-            model_metadata(record.plan, vector, kind=kind, rounds=rounds, record_sha256=digest),
+            whole_arrays(network, vector, frozen),
+            model_metadata(record.plan, vector, frozen, kind=kind, rounds=rounds, record_sha256=digest),
         )
     write_atomically(target / CARD, card)
 
 
-def model_metadata(plan: Plan, vector: Vector, *, kind: str, rounds: int, record_sha256: str) -> dict[str, str]:
-    """What a model's file says about itself: enough to build its network and to find its record."""
+def model_metadata(
+    plan: Plan, vector: Vector, frozen: Tensors, *, kind: str, rounds: int, record_sha256: str
+) -> dict[str, str]:
+    """What a model's file says about itself: enough to build its network and to find its record.
+
+    ``model_sha256`` is of what was trained, as in the record; the hash of what was frozen is beside it.
+    """
+    about = {"frozen_sha256": frozen_sha256(frozen)} if frozen else {}
     return {
+        **about,
         "format": MODEL_FORMAT,
         "kind": kind,
         "rounds": str(rounds),

@@ -19,6 +19,7 @@ import numpy as np
 from fairflare import schema
 from fairflare.engine import describe
 from fairflare.engine.collector import Collector, PlainSums, Sums
+from fairflare.engine.frozen import frozen_text
 from fairflare.engine.messages import (
     COMPARE,
     COUNTED,
@@ -128,7 +129,7 @@ class Coordinator:
             for one in (self.model, start.best):  # the record of this session names them before there are newer ones
                 if one is not None:
                     self.store.keep(one)
-        self._sha256 = vector_sha256(self.model)
+        self._sha256, self._frozen = vector_sha256(self.model), frozen_text(plan, start.weights)
         self._best = self.model if start.best is None else start.best
         self._totals: Floats | None = None
         self._numbers: dict[str, float] = {}
@@ -198,7 +199,7 @@ class Coordinator:
         text: Mapping[str, str] | None = None,
     ) -> Iterator[Phase]:
         """Yield one phase; afterwards its collector is ``self._last`` and sites without an answer are noted."""
-        words = {**({} if task == JOIN else {"model_sha256": self._sha256}), **(text or {})}
+        words = {**({} if task == JOIN else {"model_sha256": self._sha256, **self._frozen}), **(text or {})}
         own = (self.start.session, self.plan.sha256)
         message = Message(task, number, step, *own, vectors or {}, numbers or {}, words)
         message, sums = self._addressed(message)

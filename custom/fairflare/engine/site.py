@@ -12,6 +12,7 @@ import torch
 
 from fairflare.data.manifest import Records, SiteData
 from fairflare.engine.failures import note_failure
+from fairflare.engine.frozen import verify_frozen
 from fairflare.engine.incoming import refused, verify_message
 from fairflare.engine.local_work import LocalWork
 from fairflare.engine.masked_site import Masks, masked_site
@@ -43,7 +44,7 @@ from fairflare.engine.trainable import load_trainable, verify_start
 from fairflare.engine.training import Trainer
 from fairflare.fairness.groups import Floats, Measure, Sums, exchanged, pack, unpack
 from fairflare.methods import UPDATE, SampleTerms
-from fairflare.models import build, parameter_count, vector_sha256
+from fairflare.models import build, frozen_tensors, parameter_count, vector_sha256
 from fairflare.models.vector import Vector
 from fairflare.plan import Plan
 from fairflare.privacy.gate import Release, ReleaseGate, ReleaseLog
@@ -131,12 +132,13 @@ class Site:
     def _verify(self, message: Message) -> None:
         joined = None if self._data is None else (self._session, len(self._data.training))
         verify_message(message, self.layout, joined)
+        verify_frozen(message, self._trainer)
 
     def _join(self, message: Message) -> dict[str, Weighted]:
         data = self._loaded(message.task)
         self._data, self._round, self._evaluated, self._own, self._owns = data, None, None, {}, {}
         self._session, self._measured, self._own_round = message.session, -1, -1
-        self._trainer = Trainer(self.plan, self.name, data.training)
+        self._trainer = Trainer(self.plan, self.name, data.training, frozen_tensors(self.plan, self._weights))
         self._work = LocalWork(self.name, self.layout, None if self._masked is None else self._masked.counted)
         if self._masked is not None:
             return {}
@@ -393,5 +395,5 @@ class Site:
         if final is None or message.text.get("model_sha256") != vector_sha256(final):
             raise refused("MODEL", "a final model that this site did not evaluate", "the model of task evaluate")
         record = received_record(message.vectors["record"].tobytes(), self.plan)
-        keep_models(self.folder, record, final, message.vectors["best"])
+        keep_models(self.folder, record, final, message.vectors["best"], self._parts()[1].frozen)
         return {}

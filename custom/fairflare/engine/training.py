@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,9 +20,18 @@ from fairflare.engine.objective import Scores, batch_loss, objective_of
 from fairflare.errors import RoundError
 from fairflare.fairness.groups import Floats, Integers
 from fairflare.methods import Correction
-from fairflare.models import build, load_vector, to_vector
-from fairflare.models.vector import Vector
-from fairflare.plan import ImageInput, Plan, Sgd
+from fairflare.models import (
+    build,
+    frozen_arrays,
+    frozen_sha256,
+    frozen_tensors,
+    load_frozen,
+    load_vector,
+    to_vector,
+    trained_parameters,
+)
+from fairflare.models.vector import Tensors, Vector
+from fairflare.plan import ImageInput, PartModel, Plan, Sgd
 from fairflare.seeds import generator
 
 #: Records of one forward pass; the maps of a segmentation network take far more memory than a row of logits.
@@ -39,16 +49,30 @@ class Trainer:
         Name of the site: part of the seeds, so no two sites draw the same batches.
     records
         Training records.
+    frozen
+        What is not trained of the network; by default what the plan's seed gives, and a plan that starts from a file
+        is refused (``FF-WEIGHTS-MISSING``).
     """
 
-    def __init__(self, plan: Plan, site: str, records: Records) -> None:
+    def __init__(self, plan: Plan, site: str, records: Records, frozen: Tensors | None = None) -> None:
         self.plan = plan
         self.site = site
         self.records = records
         self.model = build(plan)
+        load_frozen(self.model, frozen_tensors(plan) if frozen is None else frozen)
         self.objective = objective_of(plan)
         self.optimizer = self._new_optimizer()
         self._correction: GradientCorrection | None = None
+
+    @property
+    def frozen(self) -> Tensors:
+        """What is not trained; nothing where the whole network is."""
+        return frozen_arrays(self.model)
+
+    @cached_property
+    def frozen_sha256(self) -> str | None:
+        """The hash of :attr:`frozen`; ``None`` where the whole network is trained."""
+        return frozen_sha256(self.frozen) if isinstance(self.plan.model, PartModel) else None
 
     def correct(self, correction: Correction, model: Vector) -> None:
         """Add a method's correction to every step until the next round; ``model``: the round's first one."""
@@ -196,7 +220,7 @@ class Trainer:
         return None if found is None else mixing.strength * found
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        spec, parameters = self.plan.training.optimizer, list(self.model.parameters())
+        spec, parameters = self.plan.training.optimizer, trained_parameters(self.model)
         if isinstance(spec, Sgd):
             return torch.optim.SGD(
                 parameters, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=spec.weight_decay

@@ -17,6 +17,7 @@ from fairflare.engine.local import run_local
 from fairflare.engine.store import read_model
 from fairflare.engine.verify import verify_run
 from fairflare.errors import FairFlareError, StudyError
+from fairflare.models import frozen_tensors
 from fairflare.plan import Plan
 from fairflare.record import RunRecord, write_atomically
 from fairflare.study.hospitals import data_sha256
@@ -172,7 +173,8 @@ def _federated(job: Job, plan: Plan, data: Mapping[str, SiteData]) -> Trained:
     verify_run(job.folder, job.weights)
     sha256 = record.rounds[-1].model_sha256
     vector = read_model(job.folder, plan, sha256)
-    model = ModelFile(plan, vector, "final", len(record.rounds), sha256, record_sha256="", sha256="")
+    frozen = frozen_tensors(plan, job.weights)
+    model = ModelFile(plan, vector, "final", len(record.rounds), sha256, record_sha256="", sha256="", frozen=frozen)
     return [record], dict.fromkeys(data, model)
 
 

@@ -28,7 +28,7 @@ from fairflare.engine.site import Site
 from fairflare.engine.training import Trainer
 from fairflare.fairness.groups import Floats
 from fairflare.models import build, load_vector, to_vector
-from fairflare.models.vector import Vector
+from fairflare.models.vector import Tensors, Vector
 from fairflare.plan import Plan, parse_plan
 from fairflare.record import RunRecord
 from tests.unit.engine.hospitals import FEATURES, PLAIN_SGD, four, plan
@@ -202,8 +202,8 @@ class _Objective:
 class BowlTrainer(Trainer):
     """The real trainer, optimiser and corrections, on a quadratic that the records name."""
 
-    def __init__(self, the_plan: Plan, site: str, records: Records) -> None:
-        super().__init__(the_plan, site, records)
+    def __init__(self, the_plan: Plan, site: str, records: Records, frozen: Tensors | None = None) -> None:
+        super().__init__(the_plan, site, records, frozen)
         a, b = (float(number) for number in records.inputs[0, :2])
         self.objective = _Objective(self.objective, self.model, a, b)
 
