@@ -147,7 +147,7 @@ class PrivateWork:
     def _private(self, trainer: Trainer) -> DpSgd:
         privacy, drawing = self.privacy, self.drawing
         return DpSgd(
-            trainer.model,
+            trainer.network,
             trainer.optimizer,
             Mechanism(privacy.clip, most_weight(self.plan), privacy.noise_multiplier, self._expected(drawing)),
             UnitSampler(self._records.units, drawing.q, privacy.records_per_unit),

@@ -139,6 +139,7 @@ class Site:
         self._data, self._round, self._evaluated, self._own, self._owns = data, None, None, {}, {}
         self._session, self._measured, self._own_round = message.session, -1, -1
         self._trainer = Trainer(self.plan, self.name, data.training, frozen_tensors(self.plan, self._weights))
+        self._trainer.keep_features(data.training, data.validation)
         self._work = LocalWork(self.name, self.layout, None if self._masked is None else self._masked.counted)
         if self._masked is not None:
             return {}

@@ -12,9 +12,11 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fairflare.data.manifest import Records
 from fairflare.engine.correction import GradientCorrection
+from fairflare.engine.features import Features
 from fairflare.engine.mixing import mixing_loss
 from fairflare.engine.objective import Scores, batch_loss, objective_of
 from fairflare.errors import RoundError
@@ -30,6 +32,7 @@ from fairflare.models import (
     to_vector,
     trained_parameters,
 )
+from fairflare.models.adapters import head_of
 from fairflare.models.vector import Tensors, Vector
 from fairflare.plan import ImageInput, PartModel, Plan, Sgd
 from fairflare.seeds import generator
@@ -63,6 +66,23 @@ class Trainer:
         self.objective = objective_of(plan)
         self.optimizer = self._new_optimizer()
         self._correction: GradientCorrection | None = None
+        self._features = Features(self.model, self._inputs, _FORWARD_BATCH[plan.task.kind])
+
+    def keep_features(self, *parts: Records) -> None:
+        """Compute once what leads to the head for these records, where only the head is trained, and they never change.
+
+        Steps and scores of the very same objects then go through the head alone.
+        """
+        given, model = self.plan.task.input, self.plan.model
+        augmented = isinstance(given, ImageInput) and given.augmentation != "none"
+        if isinstance(model, PartModel) and model.trained == "head" and not augmented and not self.plan.method.mixing:
+            for records in parts:
+                self._features.keep(records)
+
+    @property
+    def network(self) -> nn.Module:
+        """What :meth:`batch`'s inputs go through: the model, or its head alone where their features are kept."""
+        return self.model if self._features.of(self.records) is None else head_of(self.model)
 
     @property
     def frozen(self) -> Tensors:
@@ -110,8 +130,10 @@ class Trainer:
         return np.array_split(order, batch.amount)
 
     def batch(self, round_: int, number: int, index: Integers) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and target of a training batch, with the plan's augmentation drawn for its number in the round."""
-        records = self.records.take(index)
+        """Input of :attr:`network` and target of a batch, with augmentation drawn for its number in the round."""
+        records, kept = self.records.take(index), self._features.of(self.records)
+        if kept is not None:
+            return kept[torch.from_numpy(index)], self.objective.target(records)
         given = self.plan.task.input
         if isinstance(given, ImageInput) and given.augmentation == "flips":
             random = generator(self.plan.training.seed, "flips", self.site, round_, number)
@@ -133,6 +155,9 @@ class Trainer:
             values = (values / 255 - torch.tensor(given.mean).view(shape)) / torch.tensor(given.std).view(shape)
         return values
 
+    def _inputs(self, records: Records, part: slice) -> torch.Tensor:
+        return self.tensor(records.inputs[part])
+
     def scores(self, records: Records, *, finite: bool = True) -> Scores:
         """A forward pass over all of ``records`` with the current model, without augmentation.
 
@@ -140,19 +165,19 @@ class Trainer:
         """
         target = self.objective.target(records)
         size = _FORWARD_BATCH[self.plan.task.kind]
-        starts = range(0, len(records), size)
-        parts = []
+        kept, parts = self._features.of(records), []
         with torch.no_grad():
-            for start in starts:
-                outputs = self.model(self.tensor(records.inputs[start : start + size]))
-                parts.append(self._scores(outputs, target[start : start + size], finite))
+            for start in range(0, len(records), size):
+                part = slice(start, start + size)
+                outputs = self.model(self._inputs(records, part)) if kept is None else head_of(self.model)(kept[part])
+                parts.append(self._scores(outputs, target[part], finite))
         return Scores.joined(parts or [self._scores(self.objective.empty(), target)])
 
     def batch_scores(self, round_: int, number: int, index: Integers) -> Scores:
         """The same for one training batch, augmented as its training step will see it."""
         inputs, target = self.batch(round_, number, index)
         with torch.no_grad():
-            outputs = self.model(inputs)
+            outputs = self.network(inputs)
         return self._scores(outputs, target)
 
     def _scores(self, outputs: torch.Tensor, target: torch.Tensor, finite: bool = True) -> Scores:
@@ -168,7 +193,7 @@ class Trainer:
     def step(self, round_: int, number: int, index: Integers, terms: Mapping[str, Floats]) -> float:
         """One optimiser step on a batch; returns the mean task loss of the batch before the step."""
         inputs, target = self.batch(round_, number, index)
-        loss, task = batch_loss(self.objective, self.model(inputs), target, terms, self.plan.method.clip)
+        loss, task = batch_loss(self.objective, self.network(inputs), target, terms, self.plan.method.clip)
         regulariser = self._regulariser(round_, number, index, inputs)
         if regulariser is not None:
             loss = loss + regulariser
@@ -182,9 +207,9 @@ class Trainer:
         return float(task.detach())
 
     def record_losses(self, round_: int, number: int, index: Integers) -> torch.Tensor:
-        """The loss of each record of a batch, (n,), before :meth:`record_weights`; its graph leads to the model."""
+        """The loss of each record of a batch, (n,), before :meth:`record_weights`; its graph leads to the network."""
         inputs, target = self.batch(round_, number, index)
-        values = self.objective.quantities(self.model(inputs), target, float("inf"))
+        values = self.objective.quantities(self.network(inputs), target, float("inf"))
         return values["cross_entropy" if self.plan.task.kind == "classification" else "task_loss"]
 
     def record_weights(self, records: Records) -> Floats:
