@@ -36,6 +36,7 @@ from fairflare.models import (
     write_weights,
 )
 from fairflare.plan import Plan, network_of, parse_plan
+from fairflare.privacy.dpsgd import DpSgd
 from tests.unit.engine.hospitals import PLAIN_SGD, four, image_plan, masked, plan, records, three_of_images
 from tests.unit.models.test_start import keep
 
@@ -165,6 +166,34 @@ def test_a_part_of_a_segmentation_is_trained(tmp_path, trained):
     assert len(synthetic_pictures(the_plan, initial_vector(the_plan), ("hospital-1",))) == 2
     of_file = part_of(the_plan, trained, the_plan.model.rank, from_file("ab" * 32))
     assert synthetic_pictures(of_file, initial_vector(the_plan), ("hospital-1",)) == []
+
+
+PRIVACY = {
+    "clip": 1.0, "noise_multiplier": 0.7, "count_noise": 3.0, "records_per_unit": 1, "gradients": "ghost",
+    "groups": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gradients", ["hooks", "ghost"])
+@pytest.mark.parametrize("name", PLANS)
+def test_a_part_is_trained_with_differential_privacy(tmp_path, monkeypatch, name, gradients):
+    """A head through its kept features: the rest of the network is no part of a private step."""
+    data = json.loads(schema.pretty(PLANS[name]))
+    data["differential_privacy"] = {**PRIVACY, "gradients": gradients}
+    data["training"]["batch"] = {"unit": "batches_per_epoch", "amount": 4}
+    the_plan, trained = parse_plan(json.dumps(data)), []
+
+    class Seen(DpSgd):
+        def __init__(self, model, *arguments, **options):
+            trained.append(type(model).__name__)
+            super().__init__(model, *arguments, **options)
+
+    monkeypatch.setattr("fairflare.engine.private.DpSgd", Seen)
+    record = run_local(the_plan, four(), tmp_path)
+    assert record.status == "complete", record.reason
+    assert set(trained) == {"Linear" if name == "head" else "Mlp"}
+    assert record.final.model_sha256 != record.initial_model_sha256
+    assert frozen_sha256(read_model_file(kept(tmp_path)).frozen) == frozen_sha256(frozen_tensors(the_plan))
 
 
 # --------------------------------------------------------------------------------------------------------- weight files
