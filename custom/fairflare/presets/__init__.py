@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from fairflare.presets.catalogue import JOBS, PRESETS, REFUSED, described, shipped
 from fairflare.presets.methods import BOUNDS, FEDAVG, SITE_BOUNDS, Json, Name, Preset, flexfair, method, penalty
+from fairflare.presets.private import PRIVATE_BOUNDS, private
 from fairflare.presets.tasks import (
     AGE,
     MASKED,
@@ -26,7 +27,7 @@ from fairflare.presets.tasks import (
 )
 
 __all__ = [
-    "AGE", "BOUNDS", "FEDAVG", "JOBS", "MASKED", "PRESETS", "REFUSED", "SEX", "SITE_BOUNDS", "SOURCE", "UNPROTECTED",
-    "Json", "Name", "Preset", "described", "feasibility", "flexfair", "fundus", "heart", "method", "penalty", "sgd",
-    "shapes", "shipped", "skin",
+    "AGE", "BOUNDS", "FEDAVG", "JOBS", "MASKED", "PRESETS", "PRIVATE_BOUNDS", "REFUSED", "SEX", "SITE_BOUNDS", "SOURCE",
+    "UNPROTECTED", "Json", "Name", "Preset", "described", "feasibility", "flexfair", "fundus", "heart", "method",
+    "penalty", "private", "sgd", "shapes", "shipped", "skin",
 ]  # fmt: skip

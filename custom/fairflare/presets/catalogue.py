@@ -10,6 +10,7 @@ from typing import Any
 
 from fairflare.plan import Plan
 from fairflare.presets.methods import BOUNDS, FEDAVG, SITE_BOUNDS, Json, Name, flexfair, method, penalty
+from fairflare.presets.private import heart_private, skin_private
 from fairflare.presets.tasks import UNPROTECTED, feasibility, fundus, heart, plan_of, sgd, shapes, skin
 
 Maker = Callable[[str], Plan]
@@ -60,6 +61,7 @@ _WORDS: Mapping[str, str] = {
     "reweighting": "FedAvg on records weighed for equal groups",
     "flexfair": "FlexFair: a penalty on differences of groups' losses",
 }
+_PRIVATE: Mapping[str, str] = {"heart": "FlexFair", "skin": "FedAvg"}
 _DEFECTS: Mapping[str, str] = {
     "fedprox": "FedProx is as the paper's; mu 0.001 is their default",
     "scaffold": "SCAFFOLD corrects after the optimiser's step; controls have another learning rate (0.9)",
@@ -137,7 +139,9 @@ def _jobs() -> Iterator[tuple[str, Maker]]:
     yield "fundus_flexfair", _fundus_flexfair
     yield "heart_feasibility", _heart_feasibility
     yield "heart_flexfair", _heart_flexfair
+    yield "heart_private", heart_private
     yield "skin_flexfair", _skin_flexfair
+    yield "skin_private", skin_private
     yield "skin_flexfair_site", _skin_flexfair_site
 
 
@@ -172,6 +176,8 @@ def described(name: str) -> tuple[str, str]:
     task, kind, *rest = name.split("_")
     if kind == "feasibility":
         words = "counts records by group, and trains nothing: can a gap be seen at all?"
+    elif kind == "private":
+        words = f"{_PRIVATE[task]}, differential privacy: epsilon 8 for one patient of training more or less"
     elif rest == ["official"]:
         words = f"the authors' code: {_DEFECTS[kind]}"
     else:
