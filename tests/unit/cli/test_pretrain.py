@@ -28,6 +28,7 @@ from fairflare.models.weights import FOLDER
 from fairflare.plan import Plan, parse_plan
 from fairflare.record import read_record
 from tests.unit.cli.own import NAME, code, heart, hospitals, invoke, make_public, mode, model, shapes, trained
+from tests.unit.engine.test_part import part_of
 
 SITES = ("amber", "beryl", "coral")
 
@@ -45,7 +46,7 @@ def started(plan: Plan, sha256: str, min_sites: int = 1) -> Plan:
     return parse_plan(json.dumps(data))
 
 
-@pytest.fixture(scope="module", params=[heart(), shapes()], ids=lambda plan: plan.name)
+@pytest.fixture(scope="module", params=[heart(), shapes(), part_of(heart(), "head")], ids=["heart", "shapes", "head"])
 def pretrained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Path]:
     """Folder, plan, and the weight file of a model that has seen amber, the only public site of three."""
     folder, plan = tmp_path_factory.mktemp("pre"), request.param

@@ -49,6 +49,7 @@ from tests.unit.engine.hospitals import (
     several_labels,
     three_of_images,
 )
+from tests.unit.engine.test_part import part_of
 
 FAIR: dict[str, Any] = presets.flexfair(
     presets.penalty("sex", "equalized_odds", 1.0), presets.penalty(HOSPITAL, "equal_accuracy", 1.0)
@@ -355,6 +356,8 @@ def test_a_plan_that_starts_from_a_weight_file(tmp_path: Path) -> None:
     data["start"] = {"kind": "file", "sha256": digest, "tensors": "all"}
     started = parse_plan(json.dumps(data))
     rehearse_work(request_of(tmp_path, started, weights=folder), quiet)
+    found = rehearse_work(request_of(tmp_path, part_of(started, "head"), weights=folder), quiet)
+    assert found.disk_bytes > 2 * sum(array.nbytes for array in tensors.values())  # files have the frozen part, too
     out = StringIO()
     answered(rehearsal_process._encoded(request_of(tmp_path, started, weights=tmp_path / "none"), ()), out)
     assert json.loads(out.getvalue().splitlines()[-1])["error"]["code"] == "FF-WEIGHTS-MISSING"

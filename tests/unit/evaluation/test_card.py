@@ -88,6 +88,14 @@ def test_a_card_says_what_a_reader_needs() -> None:
     assert model_card(record, DIGEST) == card
 
 
+def test_a_card_says_which_part_of_a_network_was_trained() -> None:
+    network = {"name": "mlp", "hidden": [8]}
+    for rank, words in ((None, "the head"), (4, "adapters of rank 4 and the head")):
+        part = {"name": "part", "network": network, "trained": "adapters" if rank else "head", "rank": rank}
+        card = model_card(make_record(make_plan(model=part), draw()), DIGEST)
+        assert f"| Network | mlp, trained: {words} |" in card
+
+
 def test_groups_too_small_to_judge_are_named() -> None:
     patients = draw()
     few = np.where(np.arange(1200) < 20, 0, 1)
