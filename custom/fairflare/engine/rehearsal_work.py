@@ -177,6 +177,7 @@ class _Player:
     def play(self, load_seconds: float) -> list[TaskTime]:
         """All tasks; ``load_seconds`` were spent before."""
         joined, seconds = self._do(JOIN, 0)
+        seconds *= self._scale(("training", "validation"))  # where a head is trained, features of all records are kept
         times = [TaskTime(JOIN, load_seconds + seconds, 1, False)]
         if self.plan.method.counts_only:
             _, seconds = self._do(MEASURE, 0, {"totals": joined.payloads["cells"].values})
