@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from fairflare import presets, schema
 from fairflare.errors import PlanError
 from fairflare.methods import METHODS
-from fairflare.plan import Plan, model_words, names_of, network_of, parse_plan
+from fairflare.plan import DifferentialPrivacy, Plan, model_words, names_of, network_of, parse_plan
 
 HEART = json.loads(schema.pretty(presets.shipped("heart_flexfair")))
 SKIN = json.loads(schema.pretty(presets.shipped("skin_flexfair")))
@@ -165,8 +165,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "masks in lock step": (
         two("method", STEP, "training.batch", {"unit": "batches_per_epoch", "amount": 5}), "FF-PLAN-RULE", "lock step",
     ),
-    "differential privacy without accounting": (
-        setting("differential_privacy", {"epsilon": 1.0}), "FF-PLAN-VALUE", "differential_privacy",
+    "differential privacy without noise": (
+        setting("differential_privacy", {"epsilon": 1.0}), "FF-PLAN-UNKNOWN-KEY", "epsilon",
     ),
     "intersection of an undeclared attribute": (
         setting("intersections", [{"name": "both", "of": ["sex", "race"]}]), "FF-PLAN-RULE", "race",
@@ -467,6 +467,105 @@ def test_no_field_of_a_plan_has_a_default():
     assert len(kinds) >= 18
     for kind in kinds:
         assert all(field.is_required() for field in kind.model_fields.values()), kind
+
+
+# ------------------------------------------------------------------------------------------------ differential privacy
+
+GROUPS = {"noise_multiplier": 10.0, "groups_per_unit": 1, "shared": False}
+PRIVACY = {
+    "clip": 1.0, "noise_multiplier": 1.0, "count_noise": 10.0, "records_per_unit": 1, "gradients": "hooks",
+    "groups": GROUPS,
+}  # fmt: skip
+
+
+def private(method: dict[str, Any] | None = None, job: str = "heart_flexfair", **changes: Any) -> str:
+    """A plan with differential privacy, whose fields go by name; others of the plan as ``training__rounds``."""
+    data = json.loads(schema.pretty(presets.shipped(job)))
+    own = {key: changes.pop(key) for key in list(changes) if key in PRIVACY}
+    measured = GROUPS if job == "heart_flexfair" else None
+    data["differential_privacy"] = {**PRIVACY, "groups": measured, **own}
+    data["method"].update(method or {})
+    for path, value in changes.items():
+        parent, key = at(data, path.replace("__", "."))
+        parent[key] = value
+    return json.dumps(data)
+
+
+SHARED = {**GROUPS, "shared": True}
+PRIVATE: dict[str, str] = {
+    "flexfair": private(), "fedavg": private(job="heart_fedavg"), "fedprox": private(job="heart_fedprox"),
+    "cut at both ends": private(training__class_weights=[0.5, 2.0], method={"min_weight": 0.5}),
+    "shared noise": private(groups=SHARED, consents=["shared_noise"], cells__minimum=1),
+    "group sums of the last round's model": private({"refresh": "round_lagged"}),
+    "small groups held back": private(cells__minimum=11),
+}  # fmt: skip
+
+#: One for each line of the rules (``plan.rules.check_privacy``): what is written, and what the refusal says.
+NOT_PRIVATE: dict[str, tuple[str, str]] = {
+    "in clear": (private(protection=presets.UNPROTECTED), "noise is added to what masks hide"),
+    **{
+        f"with {name}": (private(job=f"heart_{name}"), f"with method '{name}'")
+        for name in sorted(set(METHODS) - {"fedavg", "fedprox", "flexfair", "feasibility"})
+    },
+    "counting only": (private(job="heart_feasibility"), "with method 'feasibility'"),
+    "a penalty of another utility": (
+        private({"penalties": [{**PENALTY, "utility": "probability"}]}), "a penalty of probability on 'sex'",
+    ),
+    "a penalty between hospitals": (
+        private({"penalties": [{**PENALTY, "attribute": "hospital", "criterion": "equal_accuracy"}]},
+                federation__min_sites=5),
+        "a penalty of cross_entropy on 'hospital'",
+    ),
+    "the second penalty is another": (
+        private({"penalties": [PENALTY, {**PENALTY, "attribute": "age", "utility": "probability"}]}),
+        "a penalty of probability on 'age'",
+    ),
+    "no least weight": (private({"min_weight": None}), "without min_weight, max_weight or utility_clip"),
+    "no most weight": (private({"max_weight": None}), "without min_weight, max_weight or utility_clip"),
+    "a loss without bound": (private({"utility_clip": None}), "without min_weight, max_weight or utility_clip"),
+    "weights below zero": (private(training__class_weights=[0.5, 1.0]), "got weights down to -0.5"),
+    "a site that measures its own part": (private({"remeasure_own": 5}), "each measurement is a release"),
+    "group sums without noise": (private(groups=None), "without 'groups'"),
+    "noise of groups that nobody sums": (private(job="heart_fedavg", groups=GROUPS), "the method has no group sums"),
+    "shared noise that nobody agreed to": (private(groups=SHARED), "without the consent 'shared_noise'"),
+    "shared noise and small groups": (
+        private(groups=SHARED, consents=["shared_noise"], cells__minimum=2), "a smallest cell of 2",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PRIVATE.values(), ids=PRIVATE)
+def test_training_may_be_private(text):
+    plan = parse_plan(text)
+    assert plan.differential_privacy is not None
+    assert parse_plan(schema.pretty(plan)).sha256 == plan.sha256
+
+
+@pytest.mark.parametrize(("text", "words"), NOT_PRIVATE.values(), ids=NOT_PRIVATE)
+def test_privacy_that_would_not_hold_is_refused(text, words):
+    data = json.loads(text)
+    with pytest.raises(PlanError, match="FF-PLAN-RULE") as caught:
+        parse_plan(text)
+    assert words in str(caught.value)
+    if not words.endswith(("'shared_noise'", "cell of 2")):  # the plan is sound without it
+        parse_plan(json.dumps({**data, "differential_privacy": None}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("clip", 0.0), ("noise_multiplier", 0.0099), ("noise_multiplier", 0.0), ("count_noise", 0.0),
+     ("records_per_unit", 0), ("gradients", "opacus"), ("groups", {**GROUPS, "groups_per_unit": 0}),
+     ("groups", {**GROUPS, "noise_multiplier": 0.0}), ("groups", {**GROUPS, "shared": 1})],
+)  # fmt: skip
+def test_privacy_has_noise_and_bounds(field, value):
+    with pytest.raises(PlanError, match="FF-PLAN-VALUE"):
+        parse_plan(private(**{field: value}))
+
+
+def test_no_seed_is_among_what_a_plan_says_of_privacy():
+    fields = [name for kind in models_below(DifferentialPrivacy) for name in kind.model_fields]
+    assert set(fields) == PRIVACY.keys() | GROUPS.keys()
+    assert not [name for name in fields if "seed" in name]
 
 
 def test_every_method_can_be_named_in_a_plan():
