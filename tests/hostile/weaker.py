@@ -67,7 +67,8 @@ WEAKER: dict[str, WeakerPlan] = {
     "bins": WeakerPlan({"most_score_bins": 100}, "evaluation.score_bins"),
     "rounds": WeakerPlan({"most_rounds": 19}, "training.rounds"),
     "privacy loss": WeakerPlan(
-        {"differential_privacy": MostPrivacyLoss(epsilon=1.0, delta=1e-6)}, "differential_privacy"
+        {"differential_privacy": MostPrivacyLoss(epsilon=1.0, delta=1e-6, relation="add_remove")},
+        "differential_privacy",
     ),
     "hash that is not listed": WeakerPlan({"plans": ("0" * 64,)}, "plans"),
     "no hash at all": WeakerPlan({"plans": ()}, "plans"),

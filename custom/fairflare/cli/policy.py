@@ -241,8 +241,7 @@ def _approved(terms: SitePolicy, plan: Plan, kit: Path) -> set[str]:
 @app.command()
 def explain(policy: PolicyFile) -> None:
     """Say in plain words what a policy allows, forbids and cannot prevent, and how it compares to the templates."""
-    from fairflare.policy.kinds import MEANINGS
-    from fairflare.policy.words import NOT_PREVENTED, against_template
+    from fairflare.policy.words import NOT_PREVENTED, against_template, kinds_in_words
     from fairflare.policy.words import explain as explained
 
     terms = read_policy(policy)
@@ -258,9 +257,8 @@ def explain(policy: PolicyFile) -> None:
                 if text:
                     _item(console, f"{name}: {text}", 4)
     console.print("\nKinds of numbers (metrics)", style="bold", markup=False)
-    for kind, meaning in MEANINGS.items():
-        word = "may leave" if terms.metrics is None or kind in terms.metrics else "never leaves"
-        _item(console, f"{kind}: {word}: {meaning}", 2)
+    for sentence in kinds_in_words(terms):
+        _item(console, sentence, 2)
     console.print("\nWhat no policy prevents", style="bold", markup=False)
     for sentence in NOT_PREVENTED:
         _item(console, f"- {sentence}", 2)

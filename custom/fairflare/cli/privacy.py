@@ -14,15 +14,13 @@ import typer
 from fairflare import schema
 from fairflare.cli.ledger import Account, open_account
 from fairflare.errors import LedgerError
-from fairflare.policy.kinds import kinds_of
+from fairflare.policy.kinds import exact_kinds
 
 if TYPE_CHECKING:
     from fairflare.plan import Plan
     from fairflare.privacy.loss import Budget
     from fairflare.privacy.solver import Proposal
 
-#: Kinds of numbers that differential privacy covers, or that do not leave with it.
-_PRIVATE = ("model_update", "group_records", "group_risks", "training_loss")
 #: Noise in a measured risk, as a part of the largest risk, from which on a group is warned about.
 _LOUD = 0.1
 #: What a plan without differential privacy gets, where no option says otherwise.
@@ -164,9 +162,8 @@ def _lines(plan: Plan, units: int, budget: Budget, made: Proposal) -> Iterator[s
     yield f"epsilon after the plan {made.after.value:.3f} ({made.after.method}), {relation}: {kept}"
     if budget.relation == "add_remove":
         yield f"  {made.replaced.value:.3f} for one patient in another's place"
-    exact = [kind for kind in kinds_of(plan) if kind not in _PRIVATE]
-    if exact:
-        yield f"not covered, exact sums of validation and test records among them: {', '.join(exact).replace('_', ' ')}"
+    exact = ", ".join(exact_kinds(plan)).replace("_", " ")
+    yield f"not covered, exact sums of validation and test records among them: {exact}"
 
 
 def _warnings(units: int, made: Proposal, smallest: int | None) -> Iterator[str]:

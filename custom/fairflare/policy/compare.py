@@ -88,7 +88,10 @@ def _protected(a: LeastProtection, b: LeastProtection) -> bool:
 
 
 def _spends(a: MostPrivacyLoss | None, b: MostPrivacyLoss | None) -> bool:
-    return b is None or (a is not None and a.epsilon <= b.epsilon and a.delta <= b.delta)
+    if a is None or b is None:
+        return b is None
+    # Every plan costs as much or more where one patient may stand in another's place.
+    return a.epsilon <= b.epsilon and a.delta <= b.delta and (a.relation == b.relation or a.relation == "replace")
 
 
 def _words(*from_weak: str) -> Callable[[str, str], bool]:

@@ -50,6 +50,20 @@ MEANINGS: Final[dict[Kind, str]] = {
     "prediction_counts": "images in which a structure is found nowhere, or everywhere",
 }
 
+#: What each kind is in a plan with differential privacy, where it is not as above. What is not here either is exact, or
+#: is sent by methods that cannot be had with it.
+WITH_PRIVACY: Final[Mapping[Kind, str]] = {
+    "counts": "the number of training patients with noise, and how many opted out not at all; the rest exact",
+    "cells": "decided by noised numbers of patients",
+    "model_update": "by steps on cut-off gradients with noise",
+    "training_loss": "does not leave",
+    "group_risks": "patients and cut-off losses, both with noise",
+    "evaluation_sums": "exact: no noise covers validation and test records",
+    "prediction_counts": "exact: no noise covers validation and test records",
+}
+#: Kinds that hold exact numbers of validation and test records, under differential privacy too.
+_UNCOVERED: Final = ("counts", "evaluation_sums", "prediction_counts")
+
 #: ``hospital``: the site itself as a group (``fairness.groups.HOSPITAL``).
 _HOSPITAL: Final = "hospital"
 #: Further parts of an update (``Method.parts``), by label.
@@ -78,6 +92,12 @@ def kinds_of(plan: Plan) -> tuple[Kind, ...]:
         if plan.task.kind == "segmentation":
             found.add("prediction_counts")
     return tuple(kind for kind in KINDS if kind in found)
+
+
+def exact_kinds(plan: Plan) -> tuple[Kind, ...]:
+    """The kinds of numbers of ``plan`` that no noise covers, or not in every part; raises as :func:`kinds_of` does."""
+    found = kinds_of(plan)
+    return found if plan.differential_privacy is None else tuple(kind for kind in found if kind in _UNCOVERED)
 
 
 def _asks_for_cells(plan: Plan) -> bool:

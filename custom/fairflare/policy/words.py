@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from fairflare.policy.compare import to_template
-from fairflare.policy.kinds import KINDS
+from fairflare.policy.kinds import KINDS, MEANINGS, WITH_PRIVACY
 from fairflare.policy.site import SitePolicy
 
 
@@ -30,13 +30,17 @@ class Section:
     fields: tuple[Said, ...]
 
 
+#: How data sets may differ that are to look alike.
+_RELATIONS: Final = {"add_remove": "one patient more or less", "replace": "one patient in another's place"}
+
 #: What stays possible under every policy, also the strictest.
 NOT_PREVENTED: Final = (
     "Training itself is not bounded: rates, batches, weights of labels, strengths of penalties and the edges of groups "
     "are the plan's. Read a plan before you approve it, beside those that were approved before: two that differ by one "
     "year of age count that year.",
     "A trained model can remember single patients. Masks hide from the server which hospital an update came from, not "
-    "what the finished model tells. Only differential privacy bounds that, and this version has none.",
+    "what the finished model tells. Only differential privacy bounds that: for patients of training, in plans that "
+    "have it. Sums of validation and test records are exact in every plan.",
     "What was sent cannot be called back. A policy that is changed, expires or is deleted stops a running job at the "
     "next message, and nothing that left before.",
     "The policy binds FairFlare on this machine. Whoever can change this machine's files or programs can change what "
@@ -52,6 +56,14 @@ def explain(policy: SitePolicy) -> tuple[Section, ...]:
         Section(title, tuple(Said(field, *say(policy)) for field, say in fields.items()))
         for title, fields in _SECTIONS.items()
     )
+
+
+def kinds_in_words(policy: SitePolicy) -> Iterator[str]:
+    """A sentence for each kind of numbers: whether it may leave, and what it is, with differential privacy too."""
+    for kind, meaning in MEANINGS.items():
+        word = "may leave" if policy.metrics is None or kind in policy.metrics else "never leaves"
+        private = WITH_PRIVACY.get(kind)
+        yield f"{kind}: {word}: {meaning}" + (f"; with differential privacy: {private}" if private else "")
 
 
 def against_template(policy: SitePolicy) -> tuple[str, ...]:
@@ -201,11 +213,18 @@ def _most(field: str, what: str, limits: str = "") -> Callable[[SitePolicy], tup
 def _differential_privacy(policy: SitePolicy) -> tuple[str, ...]:
     most = policy.differential_privacy
     if most is None:
-        return "plans without differential privacy", "nothing", "what a model remembers of single patients"
+        return (
+            "plans with and without differential privacy, at any cost; what is spent of a data set is counted all the "
+            "same",
+            "nothing",
+            "what a model remembers of single patients",
+        )
     return (
-        f"plans with differential privacy of at most epsilon {most.epsilon:g}, delta {most.delta:g}",
-        "plans without it, which today are all plans",
-        "spending is not added up over several plans yet",
+        f"plans with differential privacy, until together they have cost epsilon {most.epsilon:g}, delta "
+        f"{most.delta:g} of a data set, for {_RELATIONS[most.relation]}",
+        "plans without it, and every round that would cost more than is left, for ever: nothing is given back",
+        "it is about patients of training: sums of validation and test records stay exact; of a patient in several "
+        "data sets, the costs add up",
     )
 
 

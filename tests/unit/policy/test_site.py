@@ -173,7 +173,7 @@ WEAKER: dict[str, tuple[dict[str, Any], Plan, list[str]]] = {
         ["consents: got 'pair_sums_of_three_hospitals', expected none"],
     ),
     "no differential privacy": (
-        {"differential_privacy": MostPrivacyLoss(epsilon=3.0, delta=1e-5)},
+        {"differential_privacy": MostPrivacyLoss(epsilon=3.0, delta=1e-5, relation="add_remove")},
         plan(),
         ["differential_privacy: got none, expected at most epsilon 3, delta 1e-05"],
     ),
@@ -261,7 +261,15 @@ BOUND = {
     "protection.statistics": "protection", "protection.masking.colluders": "colluders",
     "protection.masking.clip": READ, "protection.masking.norm_clip": READ,
     "protection.masking.weight_unit": "weight_unit", "protection.masking.max_stale": READ,
-    "protection.masking.when_stale": READ, "differential_privacy": "differential_privacy", "consents": "consents",
+    "protection.masking.when_stale": READ, "differential_privacy.clip": READ,
+    **dict.fromkeys(  # by the site's ledger, which refuses what costs more than is left
+        (f"differential_privacy.{one}" for one in ("noise_multiplier", "count_noise", "groups.noise_multiplier")),
+        "differential_privacy",
+    ),
+    **dict.fromkeys(
+        (f"differential_privacy.{one}" for one in ("records_per_unit", "gradients", "groups.groups_per_unit")), READ
+    ),
+    "differential_privacy.groups.shared": "consents", "consents": "consents",
     "federation.min_sites": "least_sites", "federation.task_timeout_seconds": READ, "federation.max_missed": READ,
     "evaluation.score_bins": "most_score_bins", "evaluation.threshold": READ,
 }  # fmt: skip
@@ -323,7 +331,14 @@ BROKEN = {
     "signed approvals, and a list": ({"approvals": "signed", "plans": ["ab" * 32]}, "FF-POLICY-RULE"),
     "a day that is none": ({"expires": "2030-02-30"}, "FF-POLICY-RULE"),
     "a day in another form": ({"expires": "31.12.2030"}, "FF-POLICY-VALUE"),
-    "nothing to spend": ({"differential_privacy": {"epsilon": 0.0, "delta": 1e-5}}, "FF-POLICY-VALUE"),
+    "nothing to spend": (
+        {"differential_privacy": {"epsilon": 0.0, "delta": 1e-5, "relation": "replace"}},
+        "FF-POLICY-VALUE",
+    ),
+    "a budget that does not say what for": (
+        {"differential_privacy": {"epsilon": 1.0, "delta": 1e-5}},
+        "FF-POLICY-MISSING-KEY",
+    ),
     "a package that is no hash": ({"package": "0.1.0"}, "FF-POLICY-VALUE"),
     "no format": ({"format": "fairflare/policy/4"}, "FF-POLICY-VALUE"),
 }

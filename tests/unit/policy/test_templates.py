@@ -19,9 +19,9 @@ from fairflare.methods import METHODS, Part, Scaffold
 from fairflare.plan import Plan
 from fairflare.policy import KINDS, SitePolicy, kinds_of, open_policy, standard_policy, strict_policy
 from fairflare.policy.compare import compare, to_template
-from fairflare.policy.kinds import MEANINGS
+from fairflare.policy.kinds import MEANINGS, WITH_PRIVACY, exact_kinds
 from fairflare.policy.package import installed_digest
-from fairflare.policy.words import NOT_PREVENTED, against_template, explain
+from fairflare.policy.words import NOT_PREVENTED, against_template, explain, kinds_in_words
 from tests.unit.policy.support import STORE, plan
 
 TODAY = date(2030, 5, 17)
@@ -138,6 +138,37 @@ def test_kinds_are_those_of_the_vectors_that_leave(name: str, masked: bool, cell
     assert kinds_of(wanted) == tuple(kind for kind in KINDS if kind in leaving)
 
 
+GROUPS = {"noise_multiplier": 10.0, "groups_per_unit": 1, "shared": False}
+PRIVACY = {
+    "clip": 1.0, "noise_multiplier": 1.0, "count_noise": 10.0, "records_per_unit": 1, "gradients": "hooks",
+    "groups": None,
+}  # fmt: skip
+COVERED = {"fedavg": {"model_update"}, "flexfair": {"model_update", "cells", "group_risks"}}
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_with_differential_privacy_only_numbers_of_validation_and_test_are_exact(name: str) -> None:
+    groups = GROUPS if name == "flexfair" else None
+    clear = plan(PLANS[f"heart_{name}"], cells={"minimum": 11, "sites": 1})
+    wanted = plan(clear, differential_privacy={**PRIVACY, "groups": groups})
+    layout = layout_of(wanted, 1000)
+    assert set(kinds_of(clear)) - set(kinds_of(wanted)) == {"training_loss"}
+    assert "training_sums" not in layout.vectors
+    assert exact_kinds(clear) == kinds_of(clear)
+    assert exact_kinds(wanted) == ("counts", "evaluation_sums")
+    assert (set(kinds_of(wanted)) - set(exact_kinds(wanted))) == COVERED[name] | ({"cells"} & set(kinds_of(wanted)))
+    assert set(kinds_of(clear)) <= set(WITH_PRIVACY)
+
+
+def test_words_say_what_a_kind_is_with_differential_privacy_too() -> None:
+    lines = {line.partition(":")[0]: line for line in kinds_in_words(standard_policy(STORE))}
+    assert list(lines) == list(KINDS)
+    assert lines["training_loss"].endswith("; with differential privacy: does not leave")
+    assert "with differential privacy: exact" in lines["evaluation_sums"]
+    assert "with differential privacy" not in lines["vocabulary"]
+    assert lines["step_risks"].startswith("step_risks: never leaves: ")
+
+
 def risk_of(wanted: Plan, measure: Measure) -> str:
     """The kind of what is summed over training records before a round."""
     if measure.utility == "presence":
@@ -233,8 +264,17 @@ def test_pairs_are_compared_part_by_part() -> None:
     sealed = standard.model_copy(update={"protection": LeastProtection(update="masked", statistics="ckks")})
     assert compare(sealed, standard)["protection"] == "stricter"
     assert compare(standard, sealed)["protection"] == "weaker"
-    few = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=1.0, delta=1e-5)})
-    more = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=2.0, delta=1e-6)})
+    few, more, fewer, strange = (
+        standard.model_copy(
+            update={"differential_privacy": MostPrivacyLoss(epsilon=epsilon, delta=delta, relation=relation)}
+        )
+        for epsilon, delta, relation in [
+            (1.0, 1e-5, "add_remove"), (2.0, 1e-6, "add_remove"), (1.0, 1e-5, "replace"), (1.5, 1e-5, "replace"),
+        ]
+    )  # fmt: skip
+    assert compare(fewer, few)["differential_privacy"] == "stricter"
+    assert compare(few, fewer)["differential_privacy"] == "weaker"
+    assert compare(few, strange)["differential_privacy"] == "different"
     assert compare(few, standard)["differential_privacy"] == "stricter"
     assert compare(standard, few)["differential_privacy"] == "weaker"
     assert compare(few, more)["differential_privacy"] == "different"
@@ -299,8 +339,11 @@ def test_words_follow_the_policy() -> None:
     assert "by group" not in words(standard, "protection")
     assert "sums of groups with 1 to 10 records" in words(standard, "cells_minimum")
     assert "a group of one patient" in words(standard.model_copy(update={"cells_minimum": 1}), "cells_minimum")
-    spent = standard.model_copy(update={"differential_privacy": MostPrivacyLoss(epsilon=3.0, delta=1e-5)})
-    assert "epsilon 3, delta 1e-05" in words(spent, "differential_privacy")
+    most = MostPrivacyLoss(epsilon=3.0, delta=1e-5, relation="replace")
+    spent = words(standard.model_copy(update={"differential_privacy": most}), "differential_privacy")
+    assert "epsilon 3, delta 1e-05 of a data set, for one patient in another's place" in spent
+    assert "sums of validation and test records stay exact" in spent
+    assert "at any cost" in words(standard, "differential_privacy")
     assert "no numbers" in words(standard.model_copy(update={"metrics": ()}), "metrics")
     assert words(standard, "metrics").endswith("| step_risks | ")
     assert "nothing" in words(open_policy(STORE), "metrics")
