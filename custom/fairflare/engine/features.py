@@ -40,7 +40,7 @@ class Features:
     def keep(self, records: Records) -> None:
         """Compute these records' features, unless they are too large, or the network does more behind its head."""
         try:
-            kept = self._computed(records) if len(records) else None
+            kept = self._computed(records)
         except PrivacyError:  # its outputs are not what the head makes of features, or no numbers at all
             return
         if kept is not None:
