@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differential privacy costs each group: real patients, masked jobs through FLARE, epsilon 8, 3, 1 and none.
 
-What is compared stands in ``private_study.json``; learning rates and bounds were chosen on validation data. A plan's
+What is compared stands in ``private_study.json``; learning rates (with noise, and without)
+and bounds were chosen on validation data. A plan's
 noise is the least that keeps its epsilon (``fairflare plan privacy``), by privacy loss distributions, for one patient
 (skin: one lesion) of the training split more or less, at each hospital. Hospitals run with a policy whose budget is
 just this epsilon, so a round that cost more would be refused; afterwards each hospital's ledger is looked at.
@@ -13,6 +14,7 @@ nothing. Runs that are done stay: a call that was interrupted goes on.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -64,7 +66,7 @@ class Run:
         method = _method(task["methods"][self.method])
         plan = getattr(presets, task["preset"])(f"private_{task['preset']}", method, self.seed)
         data = json.loads(schema.pretty(plan))
-        data["training"].update(task["training"])
+        data["training"].update(copy.deepcopy(task["training"]))
         if task["preset"] == "skin":  # so a part of a network can be trained on features that are kept
             data["task"]["input"]["augmentation"] = "none"
         if task["model"] is not None:
@@ -73,6 +75,7 @@ class Run:
             (file,) = weights.glob("*.safetensors")
             data["start"] = {"kind": "file", "sha256": file.stem, "tensors": "all"}
         if self.epsilon is None:
+            data["training"]["optimizer"]["lr"] = task["lr_without_noise"]
             return parse_plan(json.dumps(data))
         return _private(data, self.epsilon, settings)
 

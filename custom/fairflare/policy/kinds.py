@@ -54,7 +54,7 @@ MEANINGS: Final[dict[Kind, str]] = {
 #: is sent by methods that cannot be had with it.
 WITH_PRIVACY: Final[Mapping[Kind, str]] = {
     "counts": "the number of training patients with noise, and how many opted out not at all; the rest exact",
-    "cells": "decided by noised numbers of patients",
+    "cells": "of training decided by noised numbers of patients; of validation and test exact",
     "model_update": "by steps on cut-off gradients with noise",
     "training_loss": "does not leave",
     "group_risks": "patients and cut-off losses, both with noise",
@@ -62,7 +62,7 @@ WITH_PRIVACY: Final[Mapping[Kind, str]] = {
     "prediction_counts": "exact: no noise covers validation and test records",
 }
 #: Kinds that hold exact numbers of validation and test records, under differential privacy too.
-_UNCOVERED: Final = ("counts", "evaluation_sums", "prediction_counts")
+_UNCOVERED: Final = ("counts", "cells", "evaluation_sums", "prediction_counts")
 
 #: ``hospital``: the site itself as a group (``fairness.groups.HOSPITAL``).
 _HOSPITAL: Final = "hospital"
