@@ -16,6 +16,7 @@ from fairflare import presets, schema
 from fairflare.cli.files import write_new_plan
 from fairflare.errors import PlanError
 from fairflare.evaluation.exchanged import TRUST, exchanged_words
+from fairflare.evaluation.privacy_words import privacy_words
 from fairflare.plan import Plan, model_words, parse_plan, read_plan
 from fairflare.policy import standard_policy
 
@@ -190,7 +191,8 @@ def summary(plan: Plan) -> list[str]:
         *(f"consent of the hospitals: {consent.replace('_', ' ')}" for consent in plan.consents),
         f"protection: update {plan.protection.update}, statistics {plan.protection.statistics}",
         *_masking(plan),
-        "differential privacy: none",
+        f"differential privacy: {'none' if plan.differential_privacy is None else 'in training'}",
+        *(f"  {words}" for words in privacy_words(plan)),
         f"cells: {plan.cells.minimum} records at a site, {plan.cells.sites} sites",
         f"at least {federation.min_sites} sites, {federation.task_timeout_seconds:g} s for a task",
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fairflare import schema
 from fairflare.errors import RunError
+from fairflare.evaluation.privacy_words import COVERED_NOTICE, shared_words
 from fairflare.fairness.groups import EVERYBODY, HEAD, EvaluationSums, Floats
 from fairflare.methods.base import NamedState
 from fairflare.plan import Plan
@@ -38,6 +39,10 @@ def notices(plan: Plan, identities: str | None = None) -> tuple[str, ...]:
         result.append("protection.statistics is ckks: sites share one key; server and one site could open group sums")
     if plan.differential_privacy is None:
         result.append("no differential privacy: the sums themselves can reveal facts about single patients")
+    else:
+        result.append(COVERED_NOTICE)
+        if plan.differential_privacy.groups is not None and plan.differential_privacy.groups.shared:
+            result.append(shared_words(plan))
     if plan.cells.minimum == 0:
         result.append("cells.minimum is 0: group sums of a single record could be sent; for public data only")
     return tuple(result)

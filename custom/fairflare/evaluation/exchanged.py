@@ -49,7 +49,10 @@ def _of_method(plan: Plan) -> Iterator[str]:
         labels = " and label" if method.balance == "independence" else ""
         yield f"once in a session: how many training records each group of {method.attribute}{labels} has"
     elif isinstance(method, FlexFairParameters):
-        yield "for each group that is compared: the sum of its losses or probabilities, and its records"
+        if plan.differential_privacy is None:
+            yield "for each group that is compared: the sum of its losses or probabilities, and its records"
+        else:
+            yield "for each group that is compared: the sum of its losses, and its patients, both with noise"
 
 
 def _decisions(plan: Plan) -> str:

@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from fairflare.evaluation.exchanged import exchanged_words
 from fairflare.evaluation.participation import without_in_words
 from fairflare.evaluation.phrases import change_in_words, counted, number, of_interest, threshold
+from fairflare.evaluation.privacy_words import NOT_COVERED, privacy_words
 from fairflare.evaluation.summary import AttributeSummary, Comparison, Remark, RunSummary, Value
 from fairflare.evaluation.tables import interval
 from fairflare.evaluation.words import HIGHER_IS_BETTER, LOWER_IS_BETTER, NAMES, VOCABULARIES, small
-from fairflare.plan import FairFedParameters, FileStart, FlexFairParameters, Plan, ReweightingParameters
+from fairflare.plan import (
+    DifferentialPrivacy,
+    FairFedParameters,
+    FileStart,
+    FlexFairParameters,
+    Plan,
+    ReweightingParameters,
+)
 from fairflare.record import RoundRecord, RunRecord
 
 #: Attributes that the sentence about a change mentions at most; the table has all.
@@ -156,12 +164,7 @@ def guards(record: RunRecord) -> Iterator[Guard]:
     elif any(session.identities == "kit" for session in record.sessions):
         text = "Start-up kits of one project; whoever made them could pose as a site, unless sites pinned keys."
         yield Guard("Knowing whose keys these are", True, text)
-    privacy = plan["differential_privacy"]
-    if privacy is None:
-        text = "No noise was added: the sums themselves can reveal facts about single patients."
-        yield Guard("Differential privacy", False, text)
-    else:
-        yield Guard("Differential privacy", True, f"As the plan says: {_text(privacy)}")
+    yield from _private(record.plan)
     cells = record.plan.cells
     if cells.minimum > 1:
         text = (
@@ -178,6 +181,22 @@ def guards(record: RunRecord) -> Iterator[Guard]:
     if any(session.transport == "local" for session in record.sessions):
         text = "The run, or a part of it, was one process on one machine: no site was an organisation of its own."
         yield Guard("Separate sites", False, text)
+
+
+def _private(plan: Plan) -> Iterator[Guard]:
+    """What noise covers, and what none does."""
+    privacy: object = plan.differential_privacy  # of a later version's record, perhaps
+    if privacy is None:
+        text = "No noise was added: the sums themselves can reveal facts about single patients."
+        yield Guard("Differential privacy", False, text)
+        return
+    if not isinstance(privacy, DifferentialPrivacy):
+        told = _text(plan.model_dump(mode="json")["differential_privacy"])
+        yield Guard("Differential privacy", True, f"As the plan says: {told}")
+        return
+    covered = " ".join(f"{one}." for one in privacy_words(plan) if one != NOT_COVERED)
+    yield Guard("Differential privacy", True, covered)
+    yield Guard("Differential privacy of evaluation", False, f"{NOT_COVERED}.")
 
 
 def _text(value: object) -> str:
@@ -274,6 +293,7 @@ def start_words(plan: Plan) -> str:
 _CONSENTS = {
     "second_sum_of_updates": "The server may get two different weighted sums of the same updates.",
     "pair_sums_of_three_hospitals": "With three hospitals, each learns the sum of the two others' risks (mean losses).",
+    "shared_noise": "Noise of group sums is added by all hospitals together; each adds a part.",
     "open_hospital_risks": "Each hospital's risk (mean loss) may be known to all.",
 }
 
