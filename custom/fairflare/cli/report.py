@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fairflare.cli.files import MADE, verify_writable
+from fairflare.cli.report_privacy import DELTA
 from fairflare.errors import RunError
 from fairflare.record import find_record, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import Console
 
     from fairflare.evaluation.page import Picture, ReportedRun
     from fairflare.evaluation.summary import Comparison
@@ -47,11 +50,19 @@ def report(
         Path | None,
         typer.Option(help="Also draw the curves as PNG files into this folder (needs matplotlib).", show_default=False),
     ] = None,
+    privacy: Annotated[
+        bool, typer.Option("--privacy", help="Show what privacy costs whom: epsilon beside every group's numbers.")
+    ] = False,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric of that table, such as balanced_accuracy; the main one by default.", show_default=False
+        ),
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Delta that epsilon is counted at.")] = DELTA,
 ) -> None:
     """Show what a run achieved for each patient group; several runs are compared with the first."""
     # Imported here: SciPy and Rich would delay every other command.
-    from rich.console import Console
-
     from fairflare.evaluation import render
     from fairflare.evaluation.report import compare
 
@@ -60,13 +71,15 @@ def report(
             verify_writable(file)
     # A run that stopped has no results, but its page and curves say how far it came, who was missing and why.
     given = [*([] if baseline is None else [baseline]), *runs]
+    if privacy:
+        if png is not None or baseline is not None:
+            raise typer.BadParameter("--privacy draws no curves, and finds the runs to compare with by itself")
+        _privacy(runs, split, (metric, delta), csv, json, html)
+        return
     found = _runs(given, split, unfinished=bool(html or png))
     summaries = [run.summary for run in found if run.summary is not None]
     comparisons = [compare(summaries[0], other) for other in summaries[1:]]
-    console = Console()
-    if not console.is_terminal:
-        # Piped into a file or a mail: Rich would fall back to 80 columns.
-        console = Console(width=render.WIDTH)
+    console = _console()
     for run in found:
         if run.summary is None:
             text = f"{run.name}: {run.record.status} after {len(run.record.rounds)} rounds, without a final evaluation"
@@ -86,6 +99,36 @@ def report(
     for written in (csv, json, html, *pictures):
         if written is not None:
             console.print(f"written: {written}", markup=False, highlight=False)
+
+
+def _privacy(
+    runs: list[Path],
+    split: SplitName,
+    counted: tuple[str | None, float],
+    csv: Path | None,
+    json: Path | None,
+    html: Path | None,
+) -> None:
+    from fairflare.cli.report_privacy import table_of, written
+
+    metric, delta = counted
+    console = _console()
+    table = table_of(_runs(runs, split, unfinished=False), delta, metric)
+    console.print(written(table, csv, json, html), highlight=False)
+    for file in (csv, json, html):
+        if file is not None:
+            console.print(f"written: {file}", markup=False, highlight=False)
+
+
+def _console() -> Console:
+    # Imported here: Rich would delay every other command.
+    from rich.console import Console
+
+    from fairflare.evaluation import render
+
+    console = Console()
+    # Piped into a file or a mail, Rich would fall back to 80 columns.
+    return console if console.is_terminal else Console(width=render.WIDTH)
 
 
 def _runs(runs: list[Path], split: SplitName, *, unfinished: bool) -> list[ReportedRun]:

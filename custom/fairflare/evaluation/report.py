@@ -235,7 +235,7 @@ def compare(baseline: RunSummary, other: RunSummary) -> Comparison:
     RunError
         ``FF-RUN-COMPARE`` if task, attributes, score bins or split differ.
     """
-    _verify_comparable(baseline, other)
+    verify_comparable(baseline, other)
     changes = list(_changes(baseline, other))
     for old, new in zip(baseline.labels, other.labels, strict=True):
         changes += [replace(one, metric=of_label(one.metric, old.label)) for one in _changes(old, new)]
@@ -254,7 +254,8 @@ def _changes(baseline: RunSummary | LabelSummary, other: RunSummary | LabelSumma
                 yield _change(before.attribute, "", f"worst_group_{metric}", *pair)
 
 
-def _verify_comparable(baseline: RunSummary, other: RunSummary) -> None:
+def verify_comparable(baseline: RunSummary, other: RunSummary) -> None:
+    """Refuse two runs whose numbers are not of the same things; raises ``FF-RUN-COMPARE``."""
     pairs = {
         "task": (baseline.task, other.task),
         "attributes": (baseline.vocabulary, other.vocabulary),

@@ -66,6 +66,24 @@ def planned(plan: Plan, privacy: DifferentialPrivacy, units: int) -> tuple[tuple
     return tuple(rounds)
 
 
+def drawn_in_public(plan: Plan) -> bool:
+    """Whether the plan alone says how batches are drawn, so that its cost is the same at every site."""
+    return plan.training.batch.unit == "batches_per_epoch"
+
+
+def spent(
+    plan: Plan, privacy: DifferentialPrivacy, *, sessions: int, begun: int, units: int = 1
+) -> tuple[Mechanism, ...]:
+    """Most that a site released in a run of so many sessions, of which ``begun`` rounds were begun, lost ones too.
+
+    A session tells its numbers of units anew; a round is begun once. ``units`` only matters where batches are not
+    :func:`drawn_in_public`.
+    """
+    rounds = [how for part in planned(plan, privacy, units)[:begun] for how in part]
+    told = [how for _, how in counting(plan, privacy)]
+    return tuple(rounds + told * (sessions - bool(rounds)))
+
+
 def _groups(plan: Plan, noise: GroupNoise | None, what: str) -> tuple[Line, ...]:
     """One release for each measure: a unit is in g of its groups, and changes each by at most one."""
     if noise is None:
@@ -85,6 +103,6 @@ def risk_noise(noise: GroupNoise, units: int) -> float:
 
 
 __all__ = [
-    "LEAST_BATCH", "MOST_RATE", "Line", "Sampling", "counting", "measuring", "planned", "risk_noise", "sampling",
-    "training",
+    "LEAST_BATCH", "MOST_RATE", "Line", "Sampling", "counting", "drawn_in_public", "measuring", "planned", "risk_noise",
+    "sampling", "spent", "training",
 ]  # fmt: skip
