@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fairflare.cli.files import MADE, verify_writable
-from fairflare.cli.report_privacy import DELTA
+from fairflare.cli.report_privacy import DELTA, sentence_of
 from fairflare.errors import RunError
 from fairflare.record import find_record, read_record
 
@@ -76,7 +76,7 @@ def report(
             raise typer.BadParameter("--privacy draws no curves, and finds the runs to compare with by itself")
         _privacy(runs, split, (metric, delta), csv, json, html)
         return
-    found = _runs(given, split, unfinished=bool(html or png))
+    found = _runs(given, split, unfinished=bool(html or png), delta=delta)
     summaries = [run.summary for run in found if run.summary is not None]
     comparisons = [compare(summaries[0], other) for other in summaries[1:]]
     console = _console()
@@ -87,6 +87,10 @@ def report(
     if summaries:
         shown = render.comparison_report(summaries, comparisons) if comparisons else render.run_report(summaries[0])
         console.print(shown, highlight=False)
+    for run in found:
+        if run.epsilon:
+            name = f"{run.name}: " if len(found) > 1 else ""
+            console.print(f"{name}{run.epsilon}", markup=False, highlight=False)
     if csv is not None:
         csv.write_text(render.to_csv(summaries), encoding="utf-8")
     if json is not None:
@@ -131,8 +135,11 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=render.WIDTH)
 
 
-def _runs(runs: list[Path], split: SplitName, *, unfinished: bool) -> list[ReportedRun]:
-    """Different runs, in order; those of one plan are told apart by a number. ``unfinished`` ones have no summary."""
+def _runs(runs: list[Path], split: SplitName, *, unfinished: bool, delta: float | None = None) -> list[ReportedRun]:
+    """Different runs, in order; those of one plan are told apart by a number. ``unfinished`` ones have no summary.
+
+    ``delta``: at which each one's epsilon is counted, if it is.
+    """
     from fairflare.evaluation.page import ReportedRun
     from fairflare.evaluation.report import summarise
 
@@ -151,11 +158,12 @@ def _runs(runs: list[Path], split: SplitName, *, unfinished: bool) -> list[Repor
         plan = record.plan.name
         used[plan] = used.get(plan, 0) + 1
         name = plan if used[plan] == 1 else f"{plan} #{used[plan]}"
+        epsilon = "" if delta is None else sentence_of(record, delta)
         if (record.final is None or not record.final.test) and unfinished:
-            result.append(ReportedRun(name, record, None))
+            result.append(ReportedRun(name, record, None, epsilon))
         else:
             part: Literal["validation", "test"] = "test" if split is SplitName.test else "validation"
-            result.append(ReportedRun(name, record, summarise(record, part, name=name)))
+            result.append(ReportedRun(name, record, summarise(record, part, name=name), epsilon))
     return result
 
 

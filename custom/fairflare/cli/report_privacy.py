@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairflare.errors import LedgerError
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -48,6 +50,20 @@ def cost_of(records: Sequence[RunRecord], delta: float) -> Cost | None:
     return Cost(*(float(epsilon(released, at, relation).value) for relation in ("add_remove", "replace")))
 
 
+def sentence_of(record: RunRecord, delta: float) -> str:
+    """Epsilon of a run alone in words; "" for a run without differential privacy."""
+    from fairflare.evaluation.private_page import cost_sentence
+
+    try:
+        cost = cost_of([record], delta)
+    except LedgerError as problem:
+        if problem.code != "FF-LEDGER-ACCOUNTING":
+            raise
+        # What a run achieved can be read without it.
+        return "Epsilon is not counted here: the package dp-accounting is not installed."
+    return "" if cost is None else cost_sentence(record.plan, cost, delta)
+
+
 def table_of(runs: Sequence[ReportedRun], delta: float, metric: str | None) -> PrivacyTable:
     """The table of finished runs."""
     from fairflare.evaluation.private import PricedRun, privacy_table
@@ -70,4 +86,4 @@ def written(table: PrivacyTable, csv: Path | None, json: Path | None, html: Path
     return private_page.to_terminal(table)
 
 
-__all__ = ["DELTA", "cost_of", "table_of", "written"]
+__all__ = ["DELTA", "cost_of", "sentence_of", "table_of", "written"]

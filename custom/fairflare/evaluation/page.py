@@ -27,11 +27,15 @@ from fairflare.record import RunRecord
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run on the page; ``summary`` is ``None`` if it has no final evaluation, because it stopped early."""
+    """A run on the page; ``summary`` is ``None`` if it has no final evaluation, because it stopped early.
+
+    ``epsilon``: what its differential privacy comes to, in words; "" without any.
+    """
 
     name: str
     record: RunRecord
     summary: RunSummary | None
+    epsilon: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ class _View:
 
     @cached_property
     def facts(self) -> tuple[Fact, ...]:
-        return tuple(facts(self.run.name, self.run.record, self.run.summary))
+        found = tuple(facts(self.run.name, self.run.record, self.run.summary))
+        return (*found, Fact("Epsilon", (self.run.epsilon,))) if self.run.epsilon else found
 
     @cached_property
     def groups(self) -> tables.TableView | None:

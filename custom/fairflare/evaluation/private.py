@@ -232,14 +232,15 @@ def _setting(runs: Sequence[PricedRun], metric: str) -> Setting:
         method=plan.method.name,
         noise=None if privacy is None else privacy.noise_multiplier,
         cost=_most([run.cost for run in runs if run.cost is not None]),
-        colluders=_colluders(plan),
+        colluders=colluders_of(plan),
         seeds=tuple(run.record.plan.training.seed for run in runs),
         collapsed=sum(one is not None for one in collapses),
         numbers={place: _mean([_value(run.summary, place, metric) for run in runs]) for place in _places(runs[0])},
     )
 
 
-def _colluders(plan: Plan) -> int | None:
+def colluders_of(plan: Plan) -> int | None:
+    """How many sites must tell their part of shared noise to break epsilon; ``None`` where each adds its own."""
     privacy, masking = plan.differential_privacy, plan.protection.masking
     shared = privacy is not None and privacy.groups is not None and privacy.groups.shared
     return masking.colluders + 1 if shared and masking is not None else None
@@ -367,4 +368,6 @@ def _change(
     return paired_difference([old for old, _ in known], [new for _, new in known]) if known else None
 
 
-__all__ = ["Cost", "Mean", "Place", "PricedRun", "PrivacyTable", "Setting", "differences", "privacy_table"]
+__all__ = [
+    "Cost", "Mean", "Place", "PricedRun", "PrivacyTable", "Setting", "colluders_of", "differences", "privacy_table",
+]  # fmt: skip

@@ -18,12 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fairflare.evaluation.phrases import change_in_words, number, visible
-from fairflare.evaluation.private import Cost, Mean, Place, PrivacyTable, Setting
+from fairflare.evaluation.private import Cost, Mean, Place, PrivacyTable, Setting, colluders_of
 from fairflare.evaluation.rendering import rendered
 from fairflare.evaluation.statistics import PairedDifference
 from fairflare.evaluation.tables import Block, Cell, Row, TableView
 from fairflare.evaluation.words import GLOSSARY, NAMES, VOCABULARIES, small, worst_group_by
 from fairflare.fairness.groups import EVERYBODY
+from fairflare.plan import Plan
 
 FORMAT = "fairflare/privacy-report/1"
 RELATIONS = {"add_remove": "one patient more or less", "replace": "one patient in another's place"}
@@ -44,6 +45,22 @@ def cost_words(cost: Cost | None, relation: str) -> str:
         return "none: no bound"
     value = cost.add_remove if relation == "add_remove" else cost.replace
     return UNKNOWN if value is None else f"{value:.3f}"
+
+
+def cost_sentence(plan: Plan, cost: Cost, delta: float) -> str:
+    """Epsilon of one run alone, and what it does not cover."""
+    if cost.add_remove is None:
+        return (
+            "Epsilon of this run alone is each site's own, since its batches are a number of records: 'fairflare "
+            "ledger show' says it there."
+        )
+    known = [f"{cost_words(cost, relation)} for {words}" for relation, words in RELATIONS.items()]
+    needed = colluders_of(plan)
+    shared = "" if needed is None else f" Sites share the noise of group sums; if {needed} tell theirs, it fails."
+    return (
+        f"Epsilon of this run alone at delta {delta:g}: {', '.join(known)}, at a site that took part in all of it. "
+        f"Each site's ledger adds up all runs. Validation and test sums are exact, and not covered.{shared}"
+    )
 
 
 def _title_of(table: PrivacyTable) -> str:
@@ -298,6 +315,7 @@ __all__ = [
     "CSV_HEAD",
     "FORMAT",
     "RELATIONS",
+    "cost_sentence",
     "legend",
     "to_csv",
     "to_html",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,3 +104,39 @@ def test_without_dp_accounting_the_table_is_refused_by_name(runs: list[Path], mo
     assert isinstance(found, LedgerError)
     assert found.code == "FF-LEDGER-ACCOUNTING"
     assert invoke("--privacy", runs[1]).exit_code == 0  # nothing to count
+
+
+def test_the_report_of_a_run_says_its_epsilon(runs: list[Path], tmp_path: Path) -> None:
+    cost = cost_of([private_record(1.0)], 1e-5)
+    assert cost is not None
+    said = f"at delta 1e-05: {cost.add_remove:.3f} for one patient more or less, {cost.replace:.3f} for one patient in"
+    page = tmp_path / "page.html"
+    assert said in plain(invoke(runs[0], "--html", page).output)
+    assert f"{cost.add_remove:.3f} for one patient more or less" in page.read_text(encoding="utf-8")
+    both = plain(invoke(*runs).output)
+    assert both.count("Epsilon of this run alone") == 1
+    assert f"skin_fedavg: Epsilon of this run alone {said}" in both
+    assert "Epsilon" not in invoke(runs[1]).output
+
+
+def test_a_run_whose_batches_are_records_says_where_to_look(tmp_path: Path) -> None:
+    write_record(tmp_path, private_record(1.0, training={"batch": {"unit": "records", "amount": 32}}))
+    assert "'fairflare ledger show' says it there" in plain(invoke(tmp_path).output)
+
+
+def test_without_dp_accounting_a_report_says_so_and_goes_on(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fairflare.privacy.accounting", None)
+    monkeypatch.delattr("fairflare.privacy.accounting", raising=False)
+    result = invoke(runs[0])
+    assert result.exit_code == 0
+    assert "the package dp-accounting is not installed" in plain(result.output)
+    assert "Results by group" in result.output
+
+
+def test_nobody_else_waits_for_dp_accounting(runs: list[Path]) -> None:
+    """Its import takes seconds; a report of runs without noise does without."""
+    code = (
+        "import sys, typer; from fairflare.cli.report import report; app = typer.Typer(); app.command()(report); "
+        f"app([{str(runs[1])!r}], standalone_mode=False); sys.exit('dp_accounting' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0

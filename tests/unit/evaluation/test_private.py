@@ -233,3 +233,12 @@ def test_unknown_costs_come_last(runs: list[PricedRun]) -> None:
     made = table([priced(private_record(1.0, training=records)), *runs])
     assert [one.cost for one in made.settings][-1] == Cost(None, None)
     assert isinstance(made.settings[-1], Setting)
+
+
+def test_a_run_with_shared_noise_says_who_can_break_it() -> None:
+    shared = {"noise_multiplier": 2.0, "groups_per_unit": 1, "shared": True}
+    privacy = {**json.loads(private_plan(1.0).model_dump_json())["differential_privacy"], "groups": shared}
+    method = {**flexfair(criterion="equal_accuracy"), "max_weight": 3.0}
+    plan = private_plan(None, method=method, differential_privacy=privacy, consents=["shared_noise"])
+    assert "tell theirs, it fails" in page.cost_sentence(plan, Cost(1.0, 2.0), 1e-5)
+    assert "it fails" not in page.cost_sentence(private_plan(1.0), Cost(1.0, 2.0), 1e-5)
