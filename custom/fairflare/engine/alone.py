@@ -3,7 +3,7 @@
 
 The plan's own settings are used (network, start, rounds, local work, batches, optimiser, seed). The method is FedAvg,
 since a penalty between groups of all hospitals means nothing at one, and what a federation has to agree on (fewest
-sites, consents, smallest cells, masks) falls away: nothing is sent.
+sites, consents, smallest cells, masks, noise) falls away: nothing is sent.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ class Trained:
 
 
 def alone_plan(plan: Plan, sites: int = 1) -> Plan:
-    """The plan with FedAvg, for so many sites of which none may fail, without consents, smallest cells and masks."""
+    """The plan with FedAvg, for so many sites, none of which may fail; no consents, smallest cells, masks, noise."""
     return plan.model_copy(
         update={
             "method": FedAvgParameters(name="fedavg"),
             "consents": (),
             "cells": Cells(minimum=0, sites=1),
             "protection": Protection(update="none", statistics="none", masking=None),
+            "differential_privacy": None,
             "federation": plan.federation.model_copy(update={"min_sites": sites, "max_missed": 1}),
         }
     )

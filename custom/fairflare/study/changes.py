@@ -13,9 +13,10 @@ from fairflare.errors import StudyError
 Json = dict[str, Any]
 
 #: What a method, or one of its configurations, may differ in. Task, network, start and evaluation are the same for all.
-_OF_METHODS = ("method", "training", "protection.masking", "consents", "federation")
+_OF_METHODS = ("method", "training", "protection.masking", "differential_privacy", "consents", "federation")
 #: What the study itself decides.
-_OF_STUDY = ("format", "name", "method", "training.seed", "protection.update", "protection.statistics")
+_OF_STUDY = ("format", "name", "method", "training.seed", "protection.update", "protection.statistics",
+             "differential_privacy")  # fmt: skip
 
 
 def copied(data: Any) -> Any:
@@ -35,7 +36,10 @@ def verify_of_method(changes: Mapping[str, Any], where: str) -> None:
     for path in changes:
         within = any(path == name or path.startswith(f"{name}.") for name in _OF_METHODS)
         if not within or path in ("method", "method.name", "training", "training.seed", "protection.masking"):
-            expected = "changes below method, training (not its seed), protection.masking, consents or federation"
+            expected = (
+                "changes below method, training (not its seed), protection.masking, consents or federation, or of "
+                "differential_privacy"
+            )
             raise _refused(where, path, expected, "methods are compared on the same task, network and first weights")
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One seed of each method's chosen configuration again, through NVIDIA FLARE: its model must have the same hash.
 
+With differential privacy it must have another one, since noise is never the same twice; that it verifies must do.
+
 This module does not know FLARE: whoever calls hands in what runs a plan there.
 """
 
@@ -19,7 +21,7 @@ from fairflare.record import Sha256, write_atomically
 from fairflare.schema import StrictModel
 from fairflare.study.hospitals import TaskData
 from fairflare.study.kept import PLAN, Result
-from fairflare.study.results import OTHER, SAME, Findings, Place
+from fairflare.study.results import NO_NOISE, NOISY, OTHER, SAME, Findings, Place
 from fairflare.study.runs import NO_FEDERATION, Run
 
 FOLDER, CHECK = "flare", "check.json"
@@ -79,7 +81,10 @@ def _repeated(found: Findings, run: Run, data: TaskData, folder: Path, repeat: R
             format="fairflare/study-flare/1", plan_sha256=run.sha256, model_sha256=model, local_model_sha256=expected
         )
         write_atomically(folder / CHECK, schema.pretty(check).encode())
-    return SAME if check.model_sha256 == expected else OTHER
+    same = check.model_sha256 == expected
+    if run.private:
+        return NO_NOISE if same else NOISY
+    return SAME if same else OTHER
 
 
 def _read(folder: Path) -> Check | None:

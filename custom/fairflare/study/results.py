@@ -27,6 +27,8 @@ HEAD = ("task", "protection", "method", "configuration", "seed", "status", "code
 #: Which method, of which task, under which protection.
 Place = tuple[str, str, str]
 SAME, OTHER = "same model", "another model"
+#: Of runs with differential privacy, whose noise is never the same twice: one that verifies, and one that was repeated.
+NOISY, NO_NOISE = "ran, other noise", "same model: no noise"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Findings:
     boards
         Tables of test data.
     flare
-        What FLARE gave for each method: :data:`SAME`, :data:`OTHER`, or the code of a failure.
+        What FLARE gave for each method: :data:`SAME`, :data:`OTHER`, :data:`NOISY`, :data:`NO_NOISE`, or the code of a
+        failure.
     """
 
     study: Study
@@ -88,15 +91,20 @@ class Findings:
         """Whether a run is of its method's chosen configuration."""
         return self.chosen[key.task, key.protection, key.method] == key.configuration
 
+    @property
+    def private(self) -> set[Place]:
+        """Methods of which runs train with differential privacy."""
+        return {(run.key.task, run.key.protection, run.key.method) for run in self.runs if run.private}
+
     def verify_flare(self) -> None:
         """Refuse a study that FLARE does not repeat; raises ``FF-STUDY-FLARE``."""
-        wrong = {place: said for place, said in self.flare.items() if said != SAME}
+        wrong = {place: said for place, said in self.flare.items() if said not in (SAME, NOISY)}
         if wrong:
             shown = "; ".join(f"{', '.join(place)}: {said}" for place, said in wrong.items())
             raise StudyError(
                 "FF-STUDY-FLARE",
                 got=f"runs that NVIDIA FLARE did not repeat: {shown}",
-                expected="the model of the local engine, with the same hash",
+                expected="the model of the local engine, with the same hash; with differential privacy, another one",
                 next_step="look at the logs in the study's folder 'flare'; do not trust these rows",
             )
 

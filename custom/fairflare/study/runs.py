@@ -67,6 +67,11 @@ class Run:
     refusal: tuple[str, str] | None
 
     @property
+    def private(self) -> bool:
+        """Whether it trains with differential privacy, so that no two runs of it are the same."""
+        return json.loads(self.text)["differential_privacy"] is not None
+
+    @property
     def plan(self) -> Plan:
         """The plan; raises :class:`PlanError` if it is none."""
         return parse_plan(self.text)
@@ -88,7 +93,8 @@ def base_plan(task: Task, home: Path) -> Plan:
     where = f"the task '{task.name}'"
     verify_of_task(task.changes, where)
     data = _as_json(_plan_of(task, home))
-    data["method"], data["consents"] = presets.FEDAVG, []
+    # Noise is for what a method sends, so it is a method's to say.
+    data["method"], data["consents"], data["differential_privacy"] = presets.FEDAVG, [], None
     changed = applied(data, task.changes, where)
     try:
         return parse_plan(json.dumps(changed))

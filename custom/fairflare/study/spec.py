@@ -100,6 +100,9 @@ class Configuration(StrictModel):
 class MethodEntry(StrictModel):
     """A method: its part of a plan, and the configurations to choose from.
 
+    ``changes`` may set ``differential_privacy``. Each noise is best a method of its own: of configurations that differ
+    in it, the one with the least would be chosen.
+
     ``baseline``: ``local_only`` trains a model at each site alone, ``pooled`` one on all records in one place (which
     exists in simulation only); both with FedAvg's plan.
     """
@@ -118,6 +121,9 @@ class MethodEntry(StrictModel):
                 "got a baseline with another method, expected {'name': 'fedavg'}: nothing is federated there, so a "
                 "method for federations would not do what its name says"
             )
+        every = [self.changes, *(one.changes for one in self.configurations)]
+        if self.baseline != "none" and any(path.startswith("differential_privacy") for some in every for path in some):
+            raise rule("got a baseline with differential_privacy, expected none: nothing is sent there to be noised")
         return self
 
 

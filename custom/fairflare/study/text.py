@@ -142,6 +142,7 @@ def _below(found: Findings, one: Board, task: Task) -> Iterator[str]:
             "seeds, where not in all)."
         )
     yield f"{grids_in_words(study)}; {rule_in_words(task, found.measures[task.name].selection)}."
+    yield from _private(found, one)
     if len(study.seeds) == 1:
         yield "One seed: a difference between two methods may be chance, and has no interval."
     for line in one.lines:
@@ -151,6 +152,18 @@ def _below(found: Findings, one: Board, task: Task) -> Iterator[str]:
                 f"{line.method}: {BASELINES[line.baseline]}. Mean over sites of each one's own "
                 f"{small(one.view.words)} (a threshold, where there is one, from its own validation records): {mean}."
             )
+
+
+def _private(found: Findings, one: Board) -> Iterator[str]:
+    names = [line.method for line in one.lines if (one.task, one.protection, line.method) in found.private]
+    if not names:
+        return
+    yield (
+        f"With differential privacy: {', '.join(names)}. Epsilon, and each group's change, are in 'fairflare report "
+        "--privacy' of the runs; every run that was tried costs privacy, chosen or not."
+    )
+    if found.study.flare:
+        yield "Noise is never the same twice: through FLARE these give another model, which verifies, and no same hash."
 
 
 def grids_in_words(study: Study) -> str:

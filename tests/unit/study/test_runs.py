@@ -93,7 +93,8 @@ def test_a_method_cannot_change_what_is_the_same_for_all(tmp_path: Path, path: s
         assert refusal(tmp_path, methods=[method, FLEXFAIR]).code == "FF-STUDY-CHANGE"
 
 
-@pytest.mark.parametrize("path", ["training.seed", "method.name", "name", "format", "protection.update", "protection"])
+@pytest.mark.parametrize("path", ["training.seed", "method.name", "name", "format", "protection.update", "protection",
+                                  "differential_privacy", "differential_privacy.clip"])  # fmt: skip
 def test_a_task_cannot_change_what_the_study_decides(tmp_path: Path, path: str) -> None:
     assert refusal(tmp_path, tasks=[task(changes={path: 1})]).code == "FF-STUDY-CHANGE"
 
