@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fairflare import schema
+from fairflare.cli.files import write_new_plan
 from fairflare.cli.ledger import Account, open_account
 from fairflare.errors import LedgerError
 from fairflare.policy.kinds import exact_kinds
@@ -105,8 +105,7 @@ def plan_privacy(
     for line in (*_lines(asked, units, budget, made), *_warnings(units, made, smallest_group)):
         typer.echo(line)
     if to is not None:
-        to.write_text(schema.pretty(_with(asked, made)), encoding="utf-8")
-        typer.echo(f"wrote {to}")
+        write_new_plan(_with(asked, made), to)
 
 
 def _given(options: Mapping[str, object]) -> dict[str, object]:

@@ -21,6 +21,7 @@ from fairflare.engine.masked import params_of, update_codec
 from fairflare.engine.messages import COMPARE, MEASURE, TRAIN, TRAIN_ALONE, Layout, layout_of
 from fairflare.errors import SecaggError
 from fairflare.evaluation.exchanged import TRUST, server_words
+from fairflare.evaluation.privacy_words import NOT_COVERED
 from fairflare.he.parameters import nominal
 from fairflare.methods import UPDATE
 from fairflare.methods.base import OPEN_RISKS, PAIR_SUMS
@@ -329,14 +330,17 @@ def _distances(plan: Plan, sites: int) -> Iterable[str]:
 def _not_protected(plan: Plan) -> Iterable[str]:
     if plan.protection.encrypted:
         yield TRUST.not_protected
+    yield _WITHOUT_NOISE if plan.differential_privacy is None else f"{NOT_COVERED}."
     yield from _NEVER_PROTECTED
     if plan.groups and plan.cells.sites < 2:
         yield "Groups of one site: the sums of a group that only one site has are that site's own (cells.sites is 1)."
 
 
-_NEVER_PROTECTED = (
+_WITHOUT_NOISE = (
     "The sum itself: a model and exact totals can reveal facts about single patients. Only noise (differential "
-    "privacy) limits that, and this plan adds none.",
+    "privacy) limits that, and this plan adds none."
+)
+_NEVER_PROTECTED = (
     "Poisoned inputs: a site can send what it likes within the clip, and masks hide which one it was.",
     "Collusion of all other sites: they subtract their own numbers from the sum.",
     "Time: how long a site trains shows about how many records it has.",
