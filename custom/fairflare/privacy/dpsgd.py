@@ -17,28 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
 from torch import nn
 
-from fairflare.errors import PrivacyError
 from fairflare.privacy import noise
+from fairflare.privacy.gradients import Mode, RecordGradients, refused, unusable
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-Mode = Literal["hooks", "ghost"]
-Norms = dict[torch.Tensor, torch.Tensor]
 #: Record numbers -> the loss of each of these records, (B,), through the model's own forward pass.
 Losses = Callable[[Integers], torch.Tensor]
 
 #: Gradients are clipped this much shorter than the bound, so that rounding never makes a record exceed it.
 _SLACK = {torch.float32: 2.0**-14, torch.float64: 2.0**-44}
-_BLOCK = 4096
 #: Gradients longer than this many bounds count as not finite: scaling them down would lose digits to underflow.
 _LONGEST = 2.0**40
 #: Rounding grows with the records of one pass; with more of them the slack would no longer cover it.
@@ -71,7 +66,7 @@ class Mechanism:
         """Refuse what is no protection."""
         for name in ("clip", "most_weight", "multiplier", "expected"):
             if not 2.0**-20 <= getattr(self, name) <= 2.0**64:  # also refuses NaN
-                raise _refused("MECHANISM", f"{name} that is not above 0 and finite", "a number from 2^-20 to 2^64")
+                raise refused("MECHANISM", f"{name} that is not above 0 and finite", "a number from 2^-20 to 2^64")
 
     @property
     def sensitivity(self) -> float:
@@ -107,9 +102,9 @@ class UnitSampler:
 
     def __init__(self, unit: Integers, rate: float, cap: int) -> None:
         if type(cap) is not int or cap < 1:
-            raise _refused("CAP", "a cap of records per unit below one", "a whole number from 1")
+            raise refused("CAP", "a cap of records per unit below one", "a whole number from 1")
         if unit.ndim != 1 or not np.issubdtype(unit.dtype, np.integer):
-            raise _refused("UNIT", "units that are no row of whole numbers", "one number per record")
+            raise refused("UNIT", "units that are no row of whole numbers", "one number per record")
         names, self._unit = np.unique(unit, return_inverse=True)
         self.units, self.records, self.rate, self.cap = int(names.size), unit.size, rate, cap
         noise.chosen(0, rate)  # refuses a rate that is none before any data are read
@@ -161,21 +156,21 @@ class DpSgd:
         charge: Callable[[], None],
     ) -> None:
         if type(at_once) is not int or not 1 <= at_once <= MOST_AT_ONCE:
-            raise _refused("AT-ONCE", "a number of records at once outside its range", f"from 1 to {MOST_AT_ONCE}")
+            raise refused("AT-ONCE", "a number of records at once outside its range", f"from 1 to {MOST_AT_ONCE}")
         self.mechanism, self.sampler, self.mode = mechanism, sampler, mode
         self.steps = 0
         self._optimizer, self._at_once, self._charge = optimizer, at_once, charge
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not self._parameters or held != {id(parameter) for parameter in self._parameters}:
-            raise _refused("OPTIMIZER", "an optimiser of other parameters than the trained ones", "exactly those")
+            raise refused("OPTIMIZER", "an optimiser of other parameters than the trained ones", "exactly those")
         self._model = model
         self._slack = max(_slack_of(parameter.dtype) for parameter in self._parameters)
-        self._hooks = _hooked(model, mode)
+        self._gradients = RecordGradients(model, mode)
 
     def close(self) -> None:
         """Take hooks and per-record gradients off the model; this object is of no use afterwards."""
-        self._hooks.to_standard_module()
+        self._gradients.close()
 
     def step(self, weights: Floats, losses: Losses) -> None:
         """One step, also where nobody was drawn: then it is noise alone, and is charged like any other.
@@ -197,13 +192,10 @@ class DpSgd:
         self._charge()
         drawn = self.sampler.draw()
         total = self.clipped_sum(drawn, weights[drawn.records], losses)
-        noised = noise.add_gaussian(total, self.mechanism.deviation) / self.mechanism.expected
-        self._optimizer.zero_grad(set_to_none=True)
-        start = 0
-        for parameter in self._parameters:
-            part = noised[start : start + parameter.numel()]
-            parameter.grad = torch.from_numpy(part).view(parameter.shape).to(parameter.dtype)
-            start += parameter.numel()
+        noised = noise.add_gaussian(total, self.mechanism.deviation)
+        noised /= self.mechanism.expected
+        for parameter, part in zip(self._parameters, self._by_parameter(noised), strict=True):
+            parameter.grad = part.to(parameter.dtype)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
@@ -219,135 +211,39 @@ class DpSgd:
         self._verify_weights(weights, drawn.records.size)
         factors = weights * drawn.share
         total = np.zeros(sum(parameter.numel() for parameter in self._parameters))
+        totals = self._by_parameter(total)
         for start in range(0, drawn.records.size, self._at_once):
             part = slice(start, start + self._at_once)
-            total += self._sum_of(drawn.records[part], factors[part], losses)
+            self._add(totals, drawn.records[part], factors[part], losses)
         return total
 
     def _verify_weights(self, weights: Floats, records: int) -> None:
         inside = (weights >= 0) & (weights <= self.mechanism.most_weight)  # NaN is neither
         if weights.shape != (records,) or not bool(inside.all()):
-            raise _refused("WEIGHT", "fairness weights outside their range", "one per record, from 0 to most_weight")
+            raise refused("WEIGHT", "fairness weights outside their range", "one per record, from 0 to most_weight")
 
-    def _sum_of(self, records: Integers, factors: Floats, losses: Losses) -> Floats:
-        """The clipped, weighted sum of a few records, without those whose gradients are not finite."""
+    def _add(self, totals: list[torch.Tensor], records: Integers, factors: Floats, losses: Losses) -> None:
+        """Add the clipped, weighted gradients of a few records, without those whose gradients are not finite."""
         while records.size:
-            self._forget()
-            loss = losses(records)
-            if loss.shape != (records.size,):
-                raise unusable("losses of another shape", "one loss per record")
-            loss.sum().backward(retain_graph=self.mode == "ghost")  # type: ignore[no-untyped-call]
-            norms = self._norms(records.size)
+            norms = self._gradients.norms(partial(losses, records), records.size)
             bound = self.mechanism.clip * (1.0 - self._slack)
             finite = norms <= bound * _LONGEST  # false for NaN
             if bool(finite.all()):
                 clipped = torch.from_numpy(factors) * (bound / norms.clamp(min=bound))
-                return self._weighted(loss, clipped)
+                self._gradients.add_weighted(totals, clipped)
+                return
             kept = finite.numpy()
             records, factors = records[kept], factors[kept]
-        self._forget()
-        return np.zeros(sum(parameter.numel() for parameter in self._parameters))
+        self._gradients.forget()
 
-    def _norms(self, size: int) -> torch.Tensor:
-        """L2 norm of each record's gradient over all trained parameters, float64 (B,)."""
-        name = "grad_sample" if self.mode == "hooks" else "_norm_sample"
-        squares = torch.zeros(size, dtype=torch.float64)
-        for parameter in self._parameters:
-            found = getattr(parameter, name, None)
-            if not isinstance(found, torch.Tensor) or len(found) != size:
-                raise unusable("a trained parameter without a gradient for each record", "one for each")
-            squares += _norm(found.reshape(size, -1)).square()
-        return squares.sqrt()
-
-    def _weighted(self, loss: torch.Tensor, factors: torch.Tensor) -> Floats:
-        """sum_i factor_i gradient_i, float64 (P,)."""
-        if self.mode == "hooks":
-            parts = [
-                torch.einsum("i,i...->...", factors.to(one.dtype), sample)
-                for one in self._parameters
-                if (sample := getattr(one, "grad_sample", None)) is not None
-            ]
-        else:
-            self._hooks.disable_hooks()
-            try:
-                inputs = self._parameters
-                parts = list(torch.autograd.grad((factors.to(loss.dtype) * loss).sum(), inputs))
-            finally:
-                self._hooks.enable_hooks()
-        result: Floats = torch.cat([part.reshape(-1).to(torch.float64) for part in parts]).numpy()
-        self._forget()
-        return result
-
-    def _forget(self) -> None:
-        """Drop gradients of any kind, so that none is counted twice and none of a record outlives its step."""
-        for parameter in self._parameters:
-            parameter.grad = None
-            for name in ("grad_sample", "_norm_sample"):
-                setattr(parameter, name, None)
-
-
-def _hooked(model: nn.Module, mode: Mode) -> Any:
-    """Opacus's hooks on the model's layers. Its wrapper is not used to call the model, so names stay clean."""
-    if any(True for _ in model.buffers()):
-        raise unusable("a model with buffers", "none: nobody accounts for what they keep of the records")
-    if not model.training:
-        raise unusable("a model that is not in training mode", "training mode")
-    try:
-        if mode == "hooks":
-            return GradSampleModule(model, loss_reduction="sum")
-        ghost = GradSampleModuleFastGradientClipping(model, loss_reduction="sum", use_ghost_clipping=True)
-        ghost.NORM_SAMPLERS = {**dict.fromkeys(ghost.GRAD_SAMPLERS, _norms_of), nn.Linear: _norms_of_linear}
-        return ghost
-    except ValueError:
-        raise _refused("TWICE", "a second DP-SGD on the same model", "one for the whole job") from None
-    except NotImplementedError:
-        raise unusable("a layer that Opacus has no gradients of records for", "another model") from None
-
-
-def _norms_of(layer: nn.Module, activations: list[torch.Tensor], backprops: torch.Tensor) -> Norms:
-    """Norms of a layer's gradients, which live no longer than this call."""
-    gradients = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, activations, backprops)
-    return {parameter: _norm(gradient) for parameter, gradient in gradients.items()}
-
-
-def _norms_of_linear(layer: nn.Linear, activations: list[torch.Tensor], backprops: torch.Tensor) -> Norms:
-    """The same without the gradients, where a record is one row: a product of two norms, each in float64."""
-    if backprops.ndim != 2:
-        return _norms_of(layer, activations, backprops)
-    found: Norms = {layer.weight: _norm(activations[0]) * _norm(backprops)}
-    if layer.bias is not None:
-        found[layer.bias] = _norm(backprops)
-    return found
-
-
-def _norm(gradients: torch.Tensor) -> torch.Tensor:
-    """L2 norm of each record's gradient, float64 (B,): too short a norm would let a gradient through unclipped.
-
-    A long row is summed in blocks: in float32 alone, two million squares add up to 0.04 % too little. A short one is
-    summed in float64, as the squares of small float32 numbers vanish; in a block they are far below any bound.
-    """
-    flat = gradients.flatten(1)
-    whole = flat.shape[1] // _BLOCK * _BLOCK
-    blocks = torch.linalg.vector_norm(flat[:, :whole].reshape(len(flat), whole // _BLOCK, _BLOCK), dim=2)
-    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1, dtype=torch.float64)
-    return torch.hypot(torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float64), rest)
+    def _by_parameter(self, flat: Floats) -> list[torch.Tensor]:
+        """Views of a row of numbers, one like each trained parameter."""
+        sizes = [parameter.numel() for parameter in self._parameters]
+        parts = torch.from_numpy(flat).split(sizes)
+        return [part.view(parameter.shape) for part, parameter in zip(parts, self._parameters, strict=True)]
 
 
 def _slack_of(dtype: torch.dtype) -> float:
     if dtype not in _SLACK:
         raise unusable("parameters that are neither float32 nor float64", "one of these")
     return _SLACK[dtype]
-
-
-def unusable(got: str, expected: str) -> PrivacyError:
-    """What is wrong with a model of which no private sum can be had."""
-    return _refused("MODEL", got, expected)
-
-
-def _refused(code: str, got: str, expected: str) -> PrivacyError:
-    return PrivacyError(
-        f"FF-PRIVACY-{code}",
-        got=got,
-        expected=expected,
-        next_step="check the plan's privacy section; report this as a defect of FairFlare if it is as it should be",
-    )

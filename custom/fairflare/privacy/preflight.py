@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fairflare.privacy.dpsgd import DpSgd, Drawn, Mechanism, Mode, UnitSampler, unusable
+from fairflare.privacy.dpsgd import DpSgd, Drawn, Mechanism, UnitSampler
+from fairflare.privacy.gradients import Mode, unusable
 
 
 def verify_private(model: nn.Module, inputs: torch.Tensor, mode: Mode) -> None:
