@@ -239,7 +239,7 @@ class DpSgd:
     def _by_parameter(self, flat: Floats) -> list[torch.Tensor]:
         """Views of a row of numbers, one like each trained parameter."""
         sizes = [parameter.numel() for parameter in self._parameters]
-        parts = torch.from_numpy(flat).split(sizes)
+        parts = torch.split(torch.from_numpy(flat), sizes)
         return [part.view(parameter.shape) for part, parameter in zip(parts, self._parameters, strict=True)]
 
 

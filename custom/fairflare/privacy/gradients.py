@@ -10,16 +10,15 @@ gradient, and leaves out what would take much memory. Layers of other kinds go t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from opacus.grad_sample import GradSampleModule
 from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
 from torch import nn
-from torch.nn import functional
+from torch.nn import functional, grad
 
 from fairflare.errors import PrivacyError
 
@@ -30,6 +29,8 @@ _MARK = "_fairflare_record_gradients"
 _BLOCK = 4096
 #: Numbers of a record's gradient in one layer up to which ``ghost`` keeps it: less than to work it out twice.
 _SMALL = 1 << 15
+#: Numbers that are turned into float64 at once: they stay in the processor's cache.
+_AT_ONCE = 1 << 15
 #: Products of pixels with pixels lose what cancels. The norm is taken longer by what may be lost, its square by this
 #: share of the product of both norms; in float32 that is what rounding may add to the sum itself.
 _LOST = {torch.float32: 2.0**-44, torch.float64: 2.0**-47}
@@ -69,8 +70,9 @@ class RecordGradients:
             raise refused("TWICE", "a second DP-SGD on the same model", "one for the whole job")
         self._model, self._mode, self._calls, self._watching = model, mode, list[_Call](), False
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._room: Samples = {}
         layers = list(_layers(model))
-        self._prepared = [layer for layer in layers if type(layer) not in GradSampleModule.GRAD_SAMPLERS]
+        self._prepared = [layer for layer in layers if not _is_known(layer)]
         try:
             for layer in self._prepared:
                 prepare_layer(layer)
@@ -82,6 +84,7 @@ class RecordGradients:
     def close(self) -> None:
         """Take everything off the model; this object is of no use afterwards."""
         self.forget()
+        self._room = {}
         for handle in self._handles:
             handle.remove()
         for layer in self._prepared:
@@ -91,7 +94,11 @@ class RecordGradients:
             delattr(self._model, _MARK)
 
     def forget(self) -> None:
-        """Drop all that is known of records, so that nothing of one outlives its step."""
+        """Drop all that is known of records, so that no step meets what is left of another.
+
+        The room that long gradients took is kept, and written over: to ask for gigabytes anew takes longer than to
+        fill them.
+        """
         self._calls = []
 
     def norms(self, losses: Callable[[], torch.Tensor], size: int) -> torch.Tensor:
@@ -128,13 +135,13 @@ class RecordGradients:
         """
         largest = float(factors.max())
         if largest > 0:
-            total = dict(zip(self._parameters, totals, strict=True))
+            total: Samples = dict(zip(self._parameters, totals, strict=True))
             for call in self._calls:
                 for parameter, found in self._weighted(call, factors / largest):
-                    total[parameter].add_(found, alpha=largest)
+                    _add_to(total[parameter], found, largest)
         self.forget()
 
-    def _note(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def _note(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """What is noted of each trained layer's call."""
         if not (self._watching and torch.is_grad_enabled()):
             return
@@ -153,7 +160,8 @@ class RecordGradients:
         if any([one._version for one in (*call.inputs, call.output)] != call.versions for call in self._calls):
             raise unusable("operations in place behind a layer", "none")
         outputs = [call.output for call in self._calls]
-        for call, slopes in zip(self._calls, torch.autograd.grad(loss.sum(), outputs, allow_unused=True), strict=True):
+        found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(loss.sum(), outputs, allow_unused=True)
+        for call, slopes in zip(self._calls, found, strict=True):
             if slopes is None or any(one.ndim == 0 or len(one) != size for one in (slopes, *call.inputs)):
                 raise unusable("a trained parameter without a gradient for each record", "one for each")
             call.slopes = slopes
@@ -163,13 +171,13 @@ class RecordGradients:
         layer, ghost = call.layer, self._mode == "ghost"
         if ghost and isinstance(layer, nn.Linear) and layer.weight.requires_grad and call.slopes.ndim == 2:
             yield _norm(call.inputs[0]) * _norm(call.slopes)
-            if layer.bias is not None and layer.bias.requires_grad:
+            if _is_trained(layer.bias):
                 yield _norm(call.slopes)
             return
         if ghost and _is_plain(layer) and layer.weight.requires_grad:
             yield from _norms_of_convolution(layer, call)
             return
-        samples = _samples(call)
+        samples = self._samples(call)
         yield from (_norm(found) for found in samples.values())
         call.samples = {
             parameter: found for parameter, found in samples.items() if not ghost or parameter.numel() <= _SMALL
@@ -188,39 +196,69 @@ class RecordGradients:
                 sums = {id(call.layer.weight): scaled.t() @ call.inputs[0], id(call.layer.bias): scaled.sum(dim=0)}
                 yield from ((parameter, sums[id(parameter)]) for parameter in left)
             else:
-                call.samples |= _samples(call)
+                call.samples |= self._samples(call)
         for parameter, found in call.samples.items():
             yield parameter, (shares.to(found.dtype) @ found.reshape(len(found), -1)).view_as(parameter)
         call.samples = {}
+
+    def _samples(self, call: _Call) -> Samples:
+        """Every record's gradient of a layer, (B, ...) for each of its trained parameters."""
+        layer = call.layer
+        if _is_plain(layer) and layer.weight.requires_grad:
+            columns = _columns(layer, call.inputs[0])
+            found: Samples = {
+                layer.weight: _by_record(layer, call, columns, self._room_for(layer.weight, len(columns)))
+            }
+            if _is_trained(layer.bias):
+                found[layer.bias] = call.slopes.flatten(2).sum(dim=2)
+            return found
+        known = GradSampleModule.GRAD_SAMPLERS
+        sampler: Any = known[type(layer)] if _is_known(layer) else ft_compute_per_sample_gradient
+        given: Samples = sampler(layer, list(call.inputs), call.slopes)
+        return {parameter: sample for parameter, sample in given.items() if parameter.requires_grad}
+
+    def _room_for(self, parameter: torch.Tensor, records: int) -> torch.Tensor | None:
+        """The same memory as the last time, where it is much."""
+        if parameter.numel() <= _SMALL:
+            return None
+        room = self._room.get(parameter)
+        if room is None or len(room) < records:
+            room = self._room[parameter] = parameter.new_empty(records, *parameter.shape)
+        return room[:records]
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
     """Modules that have trained parameters of their own; one of an unknown kind stands for all that is in it."""
     if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
         yield module
-        if type(module) not in GradSampleModule.GRAD_SAMPLERS:
+        if not _is_known(module):
             return
     for child in module.children():
         yield from _layers(child)
 
 
-def _samples(call: _Call) -> Samples:
-    """Every record's gradient of a layer, (B, ...) for each of its trained parameters."""
-    layer = call.layer
-    if _is_plain(layer) and layer.weight.requires_grad:
-        found = {layer.weight: _by_record(layer, call, _columns(layer, call.inputs[0]))}
-        if layer.bias is not None and layer.bias.requires_grad:
-            found[layer.bias] = call.slopes.flatten(2).sum(dim=2)
-        return found
-    sampler: Any = GradSampleModule.GRAD_SAMPLERS.get(type(layer), ft_compute_per_sample_gradient)
-    given: Samples = sampler(layer, list(call.inputs), call.slopes)
-    return {parameter: sample for parameter, sample in given.items() if parameter.requires_grad}
+def _is_known(layer: nn.Module) -> bool:
+    """Whether Opacus's own gradients of this layer are right: of convolutions they take all padding for zeros."""
+    plain = not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or layer.padding_mode == "zeros"
+    return plain and type(layer) in GradSampleModule.GRAD_SAMPLERS
+
+
+def _is_trained(parameter: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    return parameter is not None and parameter.requires_grad
+
+
+def _add_to(total: torch.Tensor, found: torch.Tensor, factor: float) -> None:
+    """Add ``factor`` times ``found``, in float64; torch's own of two types is four times as slow on large tensors."""
+    sums, numbers = total.view(-1), found.reshape(-1)
+    for start in range(0, numbers.numel(), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        sums[part].add_(numbers[part].to(torch.float64), alpha=factor)
 
 
 # ------------------------------------------------------------------------------------------------------- convolutions
 
 
-def _is_plain(layer: nn.Module) -> Any:
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a convolution of images that unfolding turns into a product of matrices."""
     return (
         type(layer) is nn.Conv2d
@@ -237,8 +275,9 @@ def _columns(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
     return functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
 
 
-def _by_record(layer: Any, call: _Call, columns: torch.Tensor) -> torch.Tensor:
-    found = torch.bmm(call.slopes.flatten(2), columns.transpose(1, 2))
+def _by_record(layer: Any, call: _Call, columns: torch.Tensor, room: torch.Tensor | None = None) -> torch.Tensor:
+    out = None if room is None else room.view(len(room), len(layer.weight), -1)
+    found = torch.bmm(call.slopes.flatten(2), columns.transpose(1, 2), out=out)
     return found.view(len(found), *layer.weight.shape)
 
 
@@ -252,7 +291,7 @@ def _norms_of_convolution(layer: Any, call: _Call) -> Iterator[torch.Tensor]:
         yield _norm(found)
         if layer.weight.numel() <= _SMALL:
             call.samples[layer.weight] = found
-    if layer.bias is not None and layer.bias.requires_grad:
+    if _is_trained(layer.bias):
         call.samples[layer.bias] = slopes.sum(dim=2)
         yield _norm(call.samples[layer.bias])
 
@@ -270,7 +309,7 @@ def _norm_through_pixels(slopes: torch.Tensor, columns: torch.Tensor) -> torch.T
 
 
 def _sum_of_convolution(layer: Any, inputs: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = nn.grad.conv2d_weight(
+    found: torch.Tensor = grad.conv2d_weight(  # type: ignore[no-untyped-call]
         inputs, layer.weight.shape, slopes, layer.stride, layer.padding, layer.dilation
     )
     return found

@@ -118,13 +118,17 @@ def add_gaussian(values: Floats, deviation: float) -> Floats:
     _verify_deviation(deviation)
     if values.dtype != np.float64 or values.ndim != 1 or not bool(np.isfinite(values).all()):
         raise _refused("VALUES", "values that are not finite float64 in a row", "finite float64 numbers, (n,)")
-    grid = grid_of(deviation)
-    noised = gaussian(values.size, deviation)
-    noised += values
-    noised /= grid
-    np.rint(noised, out=noised)
-    noised *= grid
-    return noised
+    grid, stream = grid_of(deviation), _Keystream()
+    noised = np.empty(values.size + values.size % 2, dtype=np.float64)
+    # All of it part by part, as each of these passes over a long row takes as long as much of the noise.
+    for start in range(0, noised.size, 2 * _PAIRS):
+        part, added = noised[start : start + 2 * _PAIRS], values[start : start + 2 * _PAIRS]
+        _fill_normal(part, stream, deviation)
+        part[: added.size] += added
+        part *= 1.0 / grid  # exact: the grid is a power of two
+        np.rint(part, out=part)
+        part *= grid
+    return noised[: values.size]
 
 
 def grid_of(deviation: float) -> float:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of records in layers as large as those of real networks, where other ways to them are taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fairflare.errors import PrivacyError
+from fairflare.privacy import gradients
+from fairflare.privacy.gradients import RecordGradients
+
+MODES = ("hooks", "ghost")
+
+
+class Wide(nn.Sequential):
+    """Convolutions whose gradients are larger than products of their few pixels, and one of one pixel by itself."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__(
+            nn.Conv2d(24, 160, 3, stride=2, padding=1, bias=bias),
+            nn.GroupNorm(8, 160),
+            nn.Conv2d(160, 210, 1, dilation=2, bias=bias),
+            nn.Tanh(),
+            nn.Conv2d(210, 24, 2, padding=1, padding_mode="circular"),
+            nn.Conv2d(24, 24, 2, groups=2),
+            nn.Flatten(),
+            nn.Linear(24 * 9, 3),
+        )
+
+
+def batch(model: nn.Module, size: int, seed: int = 3) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Inputs, and each record's gradient by plain autograd."""
+    dtype = next(model.parameters()).dtype
+    inputs = torch.randn(size, 24, 6, 6, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    alone = [torch.autograd.grad(model(one).square().sum(), trained) for one in inputs.split(1)]
+    return inputs, [torch.cat([part.reshape(-1) for part in one]).to(torch.float64) for one in alone]
+
+
+def found_by(
+    own: RecordGradients, model: nn.Module, inputs: torch.Tensor, factors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    norms = own.norms(lambda: model(inputs).square().sum(dim=1), len(inputs))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    totals = [torch.ones(parameter.shape, dtype=torch.float64) for parameter in trained]
+    own.add_weighted(totals, factors)
+    return norms, torch.cat([one.reshape(-1) for one in totals]) - 1.0
+
+
+def code(action) -> str:
+    with pytest.raises(PrivacyError) as caught:
+        action()
+    return caught.value.code
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_norms_and_sums_of_large_layers_are_those_worked_out_by_hand(mode, bias, monkeypatch):
+    torch.manual_seed(2)
+    model, through = Wide(bias).to(torch.float64), []
+    real = gradients._norm_through_pixels
+    monkeypatch.setattr(gradients, "_norm_through_pixels", lambda *given: through.append(True) or real(*given))
+    own = RecordGradients(model, mode)
+    # Sizes that grow and shrink: the room of the last batch is used again.
+    for size, largest in ((3, 1.0), (5, 1e-9), (2, 1e9), (1, 0.0)):
+        inputs, alone = batch(model, size, size)
+        factors = torch.linspace(0.3, 1.0, size, dtype=torch.float64) * largest
+        norms, total = found_by(own, model, inputs, factors)
+        expected = torch.stack([one.norm() for one in alone])
+        assert (norms / expected - 1).abs().max() < 1e-12
+        wanted = sum(factor * one for factor, one in zip(factors, alone, strict=True))
+        # One is added and taken off again.
+        assert (total - wanted).abs().max() <= 1e-12 * float(wanted.abs().max()) + 1e-15
+    assert len(through) == (8 if mode == "ghost" else 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kept", ["weight", "bias"])
+def test_a_layer_of_which_one_part_is_trained(mode, kept):
+    torch.manual_seed(2)
+    model = Wide().to(torch.float64)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(kept))
+    inputs, alone = batch(model, 3)
+    norms, total = found_by(RecordGradients(model, mode), model, inputs, torch.ones(3, dtype=torch.float64))
+    assert (norms / torch.stack([one.norm() for one in alone]) - 1).abs().max() < 1e-12
+    assert (total - sum(alone)).abs().max() < 1e-12 * float(sum(alone).abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_cancels_between_pixels_is_never_taken_too_short(dtype):
+    """Two pixels whose gradients are opposite but for rounding: products of pixels alone could say that nothing is."""
+    random = torch.Generator().manual_seed(4)
+    slopes, columns = torch.randn(64, 50, 1, generator=random), torch.randn(64, 70, 1, generator=random)
+    close = 1.0 + 1e-6 * torch.randn(64, 1, 1, generator=random)
+    slopes, columns = torch.cat([slopes, -slopes], dim=2).to(dtype), torch.cat([columns, columns * close], 2).to(dtype)
+    norms = gradients._norm_through_pixels(slopes, columns)
+    worked_out = torch.bmm(slopes, columns.transpose(1, 2)).flatten(1).norm(dim=1).to(torch.float64)
+    assert (norms >= worked_out * (1 - 1e-12 if dtype is torch.float64 else 1 - 2**-16)).all()
+    assert (norms < worked_out + 1e-6 * slopes.flatten(1).norm(dim=1) * columns.flatten(1).norm(dim=1)).all()
+    equal = torch.cat([columns[:, :, :1], columns[:, :, :1]], dim=2)
+    assert (gradients._norm_through_pixels(slopes, equal) > 0).all()
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(self.one(x))
+
+
+class Overwriting(nn.Module):
+    """Writes over what a layer was given, behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given = x + 0.0
+        found = self.one(given).clone()
+        given.detach().mul_(2.0)
+        return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "model", [Twice, Overwriting, lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))],
+    ids=["a layer called twice", "an input written over", "an output written over"],
+)  # fmt: skip
+def test_what_would_give_other_gradients_is_refused_in_the_step_itself(mode, model):
+    made = model()
+    own = RecordGradients(made, mode)
+    assert code(lambda: own.norms(lambda: made(torch.ones(2, 4)).sum(dim=1), 2)) == "FF-PRIVACY-MODEL"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gradient_of_the_whole_batch_is_never_worked_out(mode):
+    """It would be of no use, and takes a third of an ordinary step."""
+    model = Wide()
+    own = RecordGradients(model, mode)
+    inputs, _ = batch(model, 2)
+    own.norms(lambda: model(inputs).sum(dim=1), 2)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    own.forget()
+    assert own._calls == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_passes_that_are_not_watched_leave_nothing(mode):
+    model = Wide()
+    own = RecordGradients(model, mode)
+    model(torch.randn(2, 24, 6, 6)).sum().backward()
+    assert own._calls == []
+    own.close()
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(hasattr(module, "ft_compute_sample_grad") for module in model.modules())
+    assert np.array_equal(list(vars(model)), list(vars(Wide())))
