@@ -131,6 +131,12 @@ def _encrypted(quick: bool, folder: Path) -> Found:
     return encrypted.all_figures(encrypted.QUICK if quick else encrypted.FULL, folder), {}
 
 
+def _private(quick: bool, folder: Path) -> Found:
+    from tests.benchmarks import private
+
+    return private.all_figures(private.QUICK if quick else private.FULL, folder), {}
+
+
 def _server_path(quick: bool, folder: Path) -> Found:
     del folder
     from tests.benchmarks import server_path
@@ -153,6 +159,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     "methods": ("what each method costs over FedAvg", _methods),
     "encrypted": ("encrypted statistics against masked ones", _encrypted),
     "server_path": ("the server with 4, 16 and 50 sites", _server_path),
+    "private": ("private training against plain Opacus", _private),
 }
 
 

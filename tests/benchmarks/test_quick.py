@@ -12,10 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fairflare.methods import METHODS, Feasibility
 from fairflare.plan.networks import MODELS
-from tests.benchmarks import encrypted, masked_rounds, masks, methods, networks, server_path, staleness, subjects
+from tests.benchmarks import (
+    encrypted,
+    masked_rounds,
+    masks,
+    methods,
+    networks,
+    private,
+    server_path,
+    staleness,
+    subjects,
+)
 from tests.benchmarks.environments import Unavailable, Worker, interpreter
 from tests.benchmarks.figures import Figure, as_markdown, as_text
 from tests.benchmarks.subjects import AIMED_AT, QUICK
@@ -92,6 +103,8 @@ def test_every_figure_is_there(figures: dict[tuple[str, str], dict[str, Any]]) -
     few, many = server_path.QUICK
     path = {"growth", f"ratio_{many}", *(f"{kind}_{sites}" for kind in ("round", "peak") for sites in (few, many))}
     assert {key for name, key in figures if name == server_path.SUBJECTS["mlp"]} == path
+    for case in private.QUICK.cases:
+        assert {key for name, key in figures if name == case.name} == per_private(case)
     assert all(math.isfinite(one["value"]) for one in figures.values())
 
 
@@ -106,6 +119,12 @@ def per_method(names: Iterable[str]) -> set[str]:
     """Keys of the figures of one job with these methods."""
     keys = {"seconds", "down", "up", "over", "bytes"}
     return {f"{name}_{key}" for name in names for key in keys} - {"fedavg_over", "fedavg_bytes"}
+
+
+def per_private(case: private.Case) -> set[str]:
+    """Keys of the figures of one network and its trained part."""
+    keys = {"none", *(f"{kind}_over" for kind in case.kinds[1:]), *(f"{mode}_opacus" for mode in private.OURS)}
+    return keys | ({f"{kind}_peak" for kind in private.KINDS} if case.memory else set())
 
 
 def test_every_method_that_trains_is_measured() -> None:
@@ -145,6 +164,30 @@ def test_encrypted_statistics_are_measured_side_by_side_with_masked_ones(tmp_pat
     small, *_ = (value for (subject, key), value in found.items() if subject.endswith("2^30") and key == "up")
     assert rounds["ckks_up"] - rounds["masked_up"] == pytest.approx(small, rel=0.05)
     assert rounds["ckks_down"] - rounds["masked_down"] == pytest.approx(4 * small, rel=0.05)
+
+
+def test_private_training_is_measured_side_by_side_with_opacus(tmp_path: Path) -> None:
+    found = private.all_figures(private.QUICK, tmp_path)
+    for case in private.QUICK.cases:
+        assert {one.key for one in found if one.subject == case.name} == per_private(case)
+    assert {one.key for one in found if one.subject == "10,000 numbers of noise"} == {"torch", "drawn", "added"}
+    aimed = {(one.subject, one.key) for one in found if one.most is not None}
+    assert aimed == {
+        *(("cnn, head", f"{kind}_over") for kind in (*private.OURS, *private.CACHED)),
+        *(("resnet18, all", f"{mode}_opacus") for mode in private.OURS),
+        ("10,000 numbers of noise", "added"),
+    }
+    assert all(math.isfinite(one.value) and one.value > 0 for one in found)
+
+
+def test_every_kind_takes_steps_of_its_own_network() -> None:
+    """The same start and records for all, and what one kind does to its network is not seen by the next."""
+    case = private.Case("cnn", "head", 1, 1)
+    model, *given = private.made(case)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for kind in case.kinds:
+        private.step_of(kind, model, *given)(0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_masks_are_measured_without_other_programs(tmp_path: Path) -> None:
@@ -219,6 +262,8 @@ def test_what_is_aimed_at_has_a_verdict(
     assert aimed <= with_aim
     assert {key for name, key in with_aim - aimed if key != "same_work"} == {
         "over_floor", "upload_ratio", "job", *(f"{name}_bytes" for name in methods.MOST),
+        *(f"{kind}_over" for kind in (*private.OURS, *private.CACHED)), *(f"{mode}_opacus" for mode in private.OURS),
+        "added",
     }  # fmt: skip
     assert all((one["verdict"] == "-") == (one["most"] is None and one["least"] is None) for one in figures.values())
     page, printed = (bench[0] / "bench.md").read_text(encoding="utf-8"), bench[1]
