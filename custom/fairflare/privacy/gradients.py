@@ -10,6 +10,7 @@ gradient, and leaves out what would take much memory. Layers of other kinds go t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
@@ -288,9 +289,12 @@ def _norms_of_convolution(layer: Any, call: _Call) -> Iterator[torch.Tensor]:
         yield _norm_through_pixels(slopes, columns)
     else:
         found = _by_record(layer, call, columns)
-        yield _norm(found)
         if layer.weight.numel() <= _SMALL:
+            yield _norm(found)
             call.samples[layer.weight] = found
+        else:  # the sum is worked out another way, which may lose other digits of what cancels
+            lost = math.sqrt(_LOST[slopes.dtype]) * _norm(slopes) * _norm(columns)
+            yield torch.hypot(_norm(found), lost)
     if _is_trained(layer.bias):
         call.samples[layer.bias] = slopes.sum(dim=2)
         yield _norm(call.samples[layer.bias])

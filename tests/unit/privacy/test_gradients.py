@@ -105,6 +105,27 @@ def test_what_cancels_between_pixels_is_never_taken_too_short(dtype):
     assert (gradients._norm_through_pixels(slopes, equal) > 0).all()
 
 
+def test_what_cancels_where_the_sum_is_worked_out_another_way_is_never_taken_too_short():
+    """Many pixels, a gradient too large to be kept: what the sum adds for a record is no longer than its norm says."""
+    random = torch.Generator().manual_seed(5)
+    layer = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    assert layer.weight.numel() > gradients._SMALL
+    inputs = 50.0 * torch.randn(1, 64, 32, 32, generator=random)
+    slopes = torch.randn(1, 64, 32, 32, generator=random)
+    # The part of the slopes that the gradient sees is taken out, in float64: what is left is rounding, of either way.
+    columns = gradients._columns(layer, inputs).to(torch.float64)[0]
+    flat = slopes.flatten(2).to(torch.float64)[0]
+    basis = torch.linalg.qr(columns.T).Q
+    slopes = (flat - (flat @ basis) @ basis.T).to(torch.float32).view_as(slopes)
+    call = gradients._Call(layer, (inputs,), torch.empty(0), [], slopes)
+    (norm,) = gradients._norms_of_convolution(layer, call)
+    assert layer.weight not in call.samples
+    added = gradients._sum_of_convolution(layer, inputs, slopes).to(torch.float64).norm()
+    assert added <= norm
+    kept = gradients._norm(gradients._by_record(layer, call, gradients._columns(layer, inputs)))
+    assert kept < norm < kept + 1e-6 * inputs.norm() * slopes.norm() * 9
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
