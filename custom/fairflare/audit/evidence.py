@@ -139,6 +139,15 @@ class Kit:
         return self._certificate("startup/rootCA.pem")
 
     @property
+    def site_name(self) -> str | None:
+        """The participant's name in the project, as its certificate has it."""
+        own = self.certificate()
+        if isinstance(own, Problem):
+            return None
+        names = own.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        return str(names[0].value) if len(names) == 1 else None
+
+    @property
     def key_file(self) -> str:
         """Where the kit's private key is; it is looked at, and never read."""
         return f"startup/{KINDS[self.kind][1]}.key"

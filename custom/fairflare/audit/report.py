@@ -38,7 +38,7 @@ _LIMITS: Final = {
         "who hands it in: FLARE signs a job, and the sites check the signature, when it is handed in",
         "whether the job that runs is this one: the plan's hash in the run's record says so afterwards",
         "how many patients stand behind a sum, and what of this site's data would leave: fairflare rehearse says so",
-        "what the sums of all sites tell about patients: there is no differential privacy in this version",
+        "what sums of all sites tell about patients: those of a plan without differential privacy, and of evaluation",
     ),
 }
 

@@ -18,9 +18,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 
-from fairflare import presets
+from fairflare import presets, schema
 from fairflare.jobs import write_job
-from fairflare.plan import Plan
+from fairflare.plan import Plan, parse_plan
 from fairflare.policy import Entry, SitePolicy, read_policy, standard_policy, write_catalog, write_policy
 from fairflare.policy.catalog import DataCatalog
 
@@ -50,6 +50,19 @@ def good_plan() -> Plan:
     """A plan that the good policy allows and has approved."""
     plan = presets.shipped("heart_flexfair")
     return plan.model_copy(update={"cells": plan.cells.model_copy(update={"minimum": 11, "sites": 3})})
+
+
+def private_plan(**changes: Any) -> Plan:
+    """The good plan with differential privacy, at an epsilon below 3; ``changes`` of its differential privacy."""
+    groups = {"noise_multiplier": 20.0, "groups_per_unit": 1, "shared": False}
+    privacy = {
+        "clip": 1.0, "noise_multiplier": 2.5, "count_noise": 10.0, "records_per_unit": 1, "gradients": "hooks",
+        "groups": groups, **changes,
+    }  # fmt: skip
+    data = json.loads(schema.pretty(good_plan()))
+    data["training"]["batch"] = {"unit": "batches_per_epoch", "amount": 20}
+    data["consents"] = ["shared_noise"] if privacy["groups"]["shared"] else []
+    return parse_plan(json.dumps({**data, "differential_privacy": privacy}))
 
 
 def good_policy(kit: Path) -> SitePolicy:

@@ -251,7 +251,11 @@ case("307", "another plan", "both")(policy(plans=("0" * 64,)))
 
 # ------------------------------------------------------------------------------------------------------- 4 to 6, sums
 
-case("401", "asked for", "both")(policy(differential_privacy={"epsilon": 3.0, "delta": 1e-5}))
+BUDGET = {"epsilon": 3.0, "delta": 1e-5, "relation": "add_remove"}
+case("401", "asked for", "both")(policy(differential_privacy=BUDGET))
+case("402", "a budget that promises nothing")(policy(differential_privacy={**BUDGET, "epsilon": 9.0}))
+case("403", "a promise that may fail")(policy(differential_privacy={**BUDGET, "delta": 2e-5}))
+case("407", "a ledger that is gone")(write("anchors/ledger-heart", f"{'ab' * 32}\n"))
 case("501", "small cells")(policy(cells_minimum=5))
 case("501", "cells of two sites", worst="medium")(policy(cells_sites=2))
 case("501", "a plan with smaller cells", "both")(policy(cells_minimum=20))
@@ -380,8 +384,9 @@ def test_nothing_is_found_in_a_good_kit(hardened, part):
 def test_nothing_is_found_in_a_good_job_at_a_good_site(hardened, tmp_path):
     report = audit_job(kits.good_job(tmp_path), kit=hardened / "prod_00" / kits.SITE)
     assert (report.findings, report.undecided) == ((), ())
-    # All rules but those of the server's kit were applied.
-    assert [one.rule.id for one in report.not_checked] == ["FFA-606", "FFA-607", "FFA-805"]
+    # All rules but those of the server's kit, of keys and of private training were applied.
+    private = ["FFA-402", "FFA-403", "FFA-405", "FFA-407", "FFA-409", "FFA-410"]
+    assert [one.rule.id for one in report.not_checked] == [*private, "FFA-606", "FFA-607", "FFA-805"]
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda one: f"{one.rule} {one.name}")
@@ -470,7 +475,7 @@ def test_a_file_that_another_user_owns_is_one_that_another_user_can_change(harde
 def test_what_could_not_be_searched_leaves_open_what_flare_reads(hardened, monkeypatch):
     monkeypatch.setattr("fairflare.audit.folder.MOST_NAMES", 5)
     report = audit_kit(hardened / "prod_00" / kits.SITE)
-    assert ({one.rule.id for one in report.undecided}, report.findings) == ({"FFA-107"}, ())
+    assert ({one.rule.id for one in report.undecided}, report.findings) == ({"FFA-107", "FFA-407"}, ())
 
 
 def test_a_short_key_is_found(hardened, tmp_path):
@@ -516,7 +521,7 @@ def test_a_plan_that_cannot_be_read_leaves_its_rules_open(hardened, tmp_path):
     job = kits.good_job(tmp_path)
     (job / "app/config/plan.json").write_text("{}", encoding="utf-8")
     report = audit_job(job, kit=hardened / "prod_00" / kits.SITE)
-    open_ = {"304", "307", "401", "501", "502", "503", "601", "605", "802", "803"}
+    open_ = {"304", "307", "401", "402", "405", "409", "410", "501", "502", "503", "601", "605", "802", "803"}
     assert {one.rule.id.removeprefix("FFA-") for one in report.undecided} == open_
     assert {one.rule.id for one in report.findings} == {"FFA-203"}
 
@@ -538,7 +543,8 @@ JOB_BREAKS: dict[str, Callable[[Plan], Plan]] = {
 
 
 def test_every_rule_is_in_the_table():
-    assert {one.rule for one in CASES} | set(JOB_BREAKS) == set(RULES)
+    # Rules of private jobs have cases of their own (test_privacy_budget).
+    assert {one.rule for one in CASES} | set(JOB_BREAKS) | {"FFA-405", "FFA-409", "FFA-410"} == set(RULES)
 
 
 def test_a_consent_that_the_policy_does_not_give(hardened, tmp_path):

@@ -16,10 +16,14 @@ from fairflare.audit.rules.encrypted import ENCRYPTED
 from fairflare.audit.rules.files import FILES
 from fairflare.audit.rules.operation import OPERATION
 from fairflare.audit.rules.privacy import PRIVACY_RULES
+from fairflare.audit.rules.privacy_budget import PRIVACY_BUDGET
 from fairflare.audit.rules.sums import SUMS
 from fairflare.audit.rules.transport import TRANSPORT
 
-_ALL = sorted((*TRANSPORT, *FILES, *CODE, *PRIVACY_RULES, *SUMS, *ENCRYPTED, *OPERATION), key=lambda rule: rule.id)
+_ALL = sorted(
+    (*TRANSPORT, *FILES, *CODE, *PRIVACY_RULES, *PRIVACY_BUDGET, *SUMS, *ENCRYPTED, *OPERATION),
+    key=lambda rule: rule.id,
+)
 
 #: Every rule by its id, in the order of ids.
 RULES: Mapping[str, Rule] = MappingProxyType({rule.id: rule for rule in _ALL})

@@ -101,7 +101,7 @@ SUMS = (
         Severity.critical,
         "Differential privacy where the policy asks for it",
         "Exact sums tell more with every question.",
-        "Ask the researcher for a plan with differential privacy; this version has none, so such a policy refuses all.",
+        "Ask the researcher for a plan with differential privacy (fairflare plan privacy writes one).",
         "NIST SP 800-226",
         (check_plan("FFA-401"),),
     ),
