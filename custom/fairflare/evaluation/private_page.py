@@ -149,7 +149,7 @@ def _change_words(change: PairedDifference, metric: str, seeds: int) -> str:
     """Such as "-0.031 worse [-0.045, -0.017]"."""
     found = change_in_words(metric, change.mean_baseline, change.mean_other)
     reach = "" if change.low is None or change.high is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
-    pairs = "" if change.n == seeds else f" ({change.n} pairs)"
+    pairs = "" if change.n == seeds else f" ({change.n} pair{'' if change.n == 1 else 's'})"
     return f"{found}{reach}{pairs}"
 
 

@@ -74,10 +74,10 @@ def drawn_in_public(plan: Plan) -> bool:
 def spent(
     plan: Plan, privacy: DifferentialPrivacy, *, sessions: int, begun: int, units: int = 1
 ) -> tuple[Mechanism, ...]:
-    """Most that a site released in a run of so many sessions, of which ``begun`` rounds were begun, lost ones too.
+    """What a site released that took part in all of a run: so many sessions, and ``begun`` rounds, lost ones too.
 
-    A session tells its numbers of units anew; a round is begun once. ``units`` only matters where batches are not
-    :func:`drawn_in_public`.
+    A session tells its numbers of units anew; a round is begun once. A site that was started anew inside a session may
+    have paid twice: its ledger knows. ``units`` only matters where batches are not :func:`drawn_in_public`.
     """
     rounds = [how for part in planned(plan, privacy, units)[:begun] for how in part]
     told = [how for _, how in counting(plan, privacy)]

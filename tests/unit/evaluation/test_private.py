@@ -57,6 +57,15 @@ def test_seeds_are_one_setting_and_settings_are_ordered_by_epsilon(made: Privacy
     assert [one.cost for one in made.settings] == [None, Cost(3.0, 6.0), Cost(1.0, 2.0)]
 
 
+def test_a_setting_costs_what_its_dearest_run_does(runs: list[PricedRun]) -> None:
+    """A run of two sessions costs more than one of the same plan that was never broken off."""
+    costs = {1: 3.0, 2: 4.0, 3: 3.5}
+    some = [replace(run, cost=Cost(costs[run.record.plan.training.seed], 7.0)) for run in runs if run.cost]
+    assert [one.cost for one in table(some).settings] == [Cost(4.0, 7.0)] * 2
+    unknown = [replace(run, cost=Cost(None, None)) if at == 0 else run for at, run in enumerate(some)]
+    assert Cost(None, None) in [one.cost for one in table(unknown).settings]
+
+
 def test_numbers_are_means_over_seeds(made: PrivacyTable, runs: list[PricedRun]) -> None:
     own = [run.summary.by_attribute("sex").groups[1].metrics["roc_auc"] for run in runs if run.cost == Cost(3.0, 6.0)]
     mean = made.settings[1].numbers[MEN]
@@ -88,7 +97,7 @@ def test_seeds_that_only_one_of_both_has_are_left_out(runs: list[PricedRun]) -> 
     change = table(few).settings[1].numbers[EVERYBODY].change
     assert change is not None
     assert (change.n, change.low) == (1, None)
-    assert "(1 pairs)" in plain(to_text(page.to_terminal(table(few))))
+    assert "(1 pair)" in plain(to_text(page.to_terminal(table(few))))
     none = [run for run in runs if (run.cost is None) == (run.record.plan.training.seed == 2)]
     shown = plain(to_text(page.to_terminal(table(none))))
     assert "has no seed in common with" in shown
