@@ -16,7 +16,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study wheel wheelhouse deploy lock clean
+.PHONY: help setup demo poc provisioned distributed test test-all lint bench fuzz real study private wheel wheelhouse deploy lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
