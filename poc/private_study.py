@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,10 +132,10 @@ def flare_run(run: Run, settings: Json, data: DataCatalog, out: Path) -> str:
         Simulation(write_job(plan, target / "job"), target, data, sites, weights=files, policy=policy).run()
     record = verify_run(target)
     if record.status != "complete" or any(line.refusals for line in record.rounds):
-        raise SystemExit(f"{run.name}: {record.status}, or somebody refused")
+        raise RuntimeError(f"{run.name}: {record.status}, or somebody refused: {record.reason}")
     spent = {_spent(target / STORE / site, plan, settings["delta"]) for site in sites}
     if run.epsilon is not None and not all(0.98 * run.epsilon < one <= run.epsilon for one in spent):
-        raise SystemExit(f"{run.name}: ledgers that say {spent}")
+        raise RuntimeError(f"{run.name}: ledgers that say {spent}")
     return f"{run.name}: epsilon {max(spent):.3f}, {time.monotonic() - started:.0f} s"
 
 
@@ -145,7 +145,10 @@ def _spent(store: Path, plan: Plan, delta: float) -> float:
 
 
 def pretrain(settings: Json, catalog: Path, out: Path) -> None:
-    """The skin network, on the one source that is no participant afterwards; once."""
+    """The skin network, on the one source that is no participant afterwards; once.
+
+    Not on either Vienna camera: nine lesions were photographed by both, and the sites would refuse such weights.
+    """
     task = next((one for one in settings["tasks"] if one["start"] == "pretrained"), None)
     weights = out / "weights"
     if task is None or list(weights.glob("*.safetensors")):
@@ -184,11 +187,14 @@ def main() -> int:
         for method in task["methods"]
         for epsilon in settings["epsilons"]
     ]
+    failed = 0
     with ThreadPoolExecutor(arguments.workers) as pool:
         jobs = [pool.submit(flare_run, run, settings, catalogs[run.task["source"]], out) for run in runs]
-        for number, job in enumerate(jobs, 1):
-            print(f"[{number}/{len(jobs)}] {job.result()}", flush=True)
-    return 0
+        for number, job in enumerate(as_completed(jobs), 1):
+            problem = job.exception()
+            failed += problem is not None
+            print(f"[{number}/{len(jobs)}] {job.result() if problem is None else problem}", flush=True)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
