@@ -39,11 +39,16 @@ OWN = {
 }  # fmt: skip
 
 
+#: What is said of private jobs: that evaluation is exact, and of heart's few patients, that a batch is a fifth of them.
+SAID = {"heart_private": {"FFA-405", "FFA-409"}, "skin_private": {"FFA-409"}}
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_nothing_is_found_in_a_shipped_job(name):
     report = audit_job(kits.ROOT / "jobs" / name)
-    assert (report.findings, report.undecided) == ((), ())
-    assert {one.id for one in report.hold} == {
+    assert ({one.rule.id for one in report.findings}, report.undecided) == (SAID.get(name, set()), ())
+    private = {"FFA-402", "FFA-405"} - SAID[name] if name in SAID else set()
+    assert {one.id for one in report.hold} == private | {
         "FFA-100", "FFA-104", "FFA-201", "FFA-203", "FFA-601", "FFA-802",
     }  # fmt: skip
 
@@ -87,9 +92,10 @@ def test_a_policy_that_fits_finds_nothing(tmp_path):
 def test_shipped_jobs_are_for_public_data_and_the_standard_policy_says_so(tmp_path, name):
     write_policy(tmp_path, standard_policy(tmp_path / "store"))
     found = {one.rule.id for one in audit_job(kits.ROOT / "jobs" / name, policy=tmp_path).findings}
-    assert {"FFA-307", "FFA-501"} <= found <= {"FFA-307", "FFA-501", "FFA-503", "FFA-605"}
+    private = SAID[name] | {"FFA-410"} if name in SAID else set()  # neither template has a budget
+    assert {"FFA-307", "FFA-501"} <= found - private <= {"FFA-307", "FFA-501", "FFA-503", "FFA-605"}
     write_policy(tmp_path, open_policy(tmp_path / "store"))
-    assert audit_job(kits.ROOT / "jobs" / name, policy=tmp_path).findings == ()
+    assert {one.rule.id for one in audit_job(kits.ROOT / "jobs" / name, policy=tmp_path).findings} == private
 
 
 def test_a_signed_approval_counts_until_the_policy_changes(hardened, tmp_path):
