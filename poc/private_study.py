@@ -162,6 +162,56 @@ def pretrain(settings: Json, catalog: Path, out: Path) -> None:
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
+def table(settings: Json, out: Path) -> list[str]:
+    """Lines of the README's table, of test data, from 'fairflare report --privacy'; no seed is left out."""
+    lines = [
+        "| data, trained | method | epsilon | noise | everybody | groups by sex | groups by age | worst | gap by sex |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task in settings["tasks"]:
+        for method in task["methods"]:
+            names = [
+                Run(task, method, epsilon, seed).name for epsilon in settings["epsilons"] for seed in settings["seeds"]
+            ]
+            found = out / "table.json"
+            command = [Path(sys.executable).with_name("fairflare"), "report", "--privacy", "--json", found]
+            runs = [out / "runs" / name for name in names]
+            subprocess.run([*command, *runs], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            told = json.loads(found.read_text(encoding="utf-8"))["settings"]
+            ordered = sorted(told, key=lambda one: -_epsilon(one))
+            lines += [f"| {task['name']} | {method} | {_row(one)} |" for one in ordered]
+    return lines
+
+
+def _epsilon(one: Json) -> float:
+    return float("inf") if one["cost"] is None else float(one["cost"]["add_remove"])
+
+
+def _row(one: Json) -> str:
+    numbers = one["numbers"]
+    cells = {name: [_number(n) for n in numbers if n["attribute"] == name and n["kind"] == "group"] for name in
+             ("all", "sex", "age")}  # fmt: skip
+    worst = [n for n in numbers if n["kind"] == "worst" and n["attribute"] in ("sex", "age")]
+    gap = next((n for n in numbers if n["kind"] == "gap" and n["attribute"] == "sex"), None)
+    epsilon = "none" if one["cost"] is None else f"{_epsilon(one):.2f}"
+    noise = "" if one["noise"] is None else f"{one['noise']:g}"
+    parts = [epsilon, noise, *("; ".join(cells[name]) for name in ("all", "sex", "age"))]
+    lowest = min(worst, key=lambda n: float("inf") if n["value"] is None else n["value"], default=None)
+    return " | ".join([*parts, "" if lowest is None else _number(lowest), "" if gap is None else _number(gap)])
+
+
+def _number(n: Json) -> str:
+    """Mean over seeds, its standard deviation over seeds, the 95 % interval over patients, n, and the change."""
+    if n["value"] is None:
+        return f"{n['group']} none".strip()
+    least, most = min(n["records"]), max(n["records"])
+    size = f", n {least}" if least == most else f", n {least} to {most}"
+    spread = "" if n["sd"] is None else f" ± {n['sd']:.3f}"
+    interval = "" if n["low"] is None else f" ({n['low']:.2f} to {n['high']:.2f}{size if n['kind'] == 'group' else ''})"
+    change = "" if not n["change"] else f", change {n['change']['difference']:+.3f}"
+    return f"{n['group']} {n['value']:.3f}{spread}{interval}{change}".strip()
+
+
 def main() -> int:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,6 +244,10 @@ def main() -> int:
             problem = job.exception()
             failed += problem is not None
             print(f"[{number}/{len(jobs)}] {job.result() if problem is None else problem}", flush=True)
+    if failed == 0 and arguments.only is None:
+        text = "\n".join(table(settings, out))
+        (out / "table.md").write_text(text + "\n", encoding="utf-8")
+        print(text)
     return int(failed > 0)
 
 
