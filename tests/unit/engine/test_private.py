@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from fairflare.engine.private import PrivateWork, most_weight
 from fairflare.engine.roles import coordinator_of, site_of
 from fairflare.engine.rounds import cleared
 from fairflare.engine.server import Start
+from fairflare.engine.site import Site
 from fairflare.engine.store import read_model
 from fairflare.engine.training import Trainer
 from fairflare.engine.verify import verify_run
@@ -219,6 +221,29 @@ def test_no_exact_number_of_training_units_leaves(tmp_path, monkeypatch):
     assert [one["counts"].values[3] for one in told] == [0.0] * 4
     assert record.sessions[0].records["training"] == sum(found)
     assert record.sessions[0].records["validation"] == sum(n // 3 for n in exact)
+
+
+def test_all_that_depends_on_the_number_of_units_follows_from_the_noised_one(tmp_path, monkeypatch):
+    """Batches, steps, what a sum is divided by, and the factor of fairness: each could give the exact number away."""
+    loud = private_plan(privacy={"count_noise": 5000.0}, training={"batch": {"unit": "records", "amount": 50}})
+    one = work(loud, hospital(60, 4))
+    while abs(one.counted.units - 60) < 200:
+        one = work(loud, hospital(60, 4))
+    units = one.counted.units
+    assert (one.drawing.q, one.drawing.steps) == (min(1.0, 50 / units), math.ceil(units / 50))
+    assert one._private(Trainer(loud, "amber", hospital(60, 4).training)).mechanism.expected == one.drawing.q * units
+    told, used = [], []
+    monkeypatch.setattr(
+        MaskedSite, "prepare",
+        lambda self, *data, prepare=MaskedSite.prepare: told.append(data[1].units) or prepare(self, *data),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        Site, "_factor",
+        lambda self, message, behind, factor=Site._factor: used.append(behind) or factor(self, message, behind),
+    )  # fmt: skip
+    drive(private_plan(rounds=1, privacy={"count_noise": 500.0}), tmp_path)
+    assert used == told
+    assert used != list(SIZES.values())
 
 
 def test_group_counts_and_sums_are_noised_and_the_same_counts_all_session(tmp_path, monkeypatch):
