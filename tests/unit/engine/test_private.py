@@ -369,7 +369,9 @@ def test_patients_and_not_records_are_counted_and_drawn(monkeypatch):
     sex = data.training.groups["sex"]
     assert counts.sum() <= 20  # a patient of two groups counts in one
     assert counts.sum() >= np.unique(training_.patients[sex >= 0]).size
-    batch = one._private(Trainer(the_plan, "amber", training_)).sampler.draw()
+    sampler = one._private(Trainer(the_plan, "amber", training_)).sampler
+    assert (sampler.units, sampler.records, sampler.cap) == (20, 60, 2)
+    batch = sampler.draw()
     patients, each = np.unique(training_.patients[batch.records], return_counts=True)
     assert each.max(initial=2) == 2
     assert 0 <= patients.size <= 20
