@@ -197,9 +197,9 @@ def group_noise(plan: Plan, sites: int) -> release.GroupNoise:
     What is shared is shared by all but the colluders: group sums are opened over all sites or not at all.
     """
     groups, masking = privacy_of(plan).groups, plan.protection.masking
-    if groups is None or masking is None:
-        raise refused("PLAN", "a plan without noise for its group sums, or without masks", "both")
-    sharing = max(sites - masking.colluders, 1) if groups.shared else 1
+    if groups is None:
+        raise refused("PLAN", "a plan without noise for its group sums", "one that says how much")
+    sharing = max(sites - masking.colluders, 1) if groups.shared and masking is not None else 1
     return release.GroupNoise(
         bound=plan.method.clip, multiplier=groups.noise_multiplier, most_groups=groups.groups_per_unit,
         minimum=max(plan.cells.minimum, 1), adjacency="add_remove", sharing=sharing,

@@ -60,6 +60,8 @@ class PrivateSite(Site):
         told = super()._join(message)
         data, _ = self._parts()
         self._private = PrivateWork(self.plan, data.training, self._account)
+        if self._masked is None:  # a rehearsal, in which one site plays alone, and nothing leaves
+            self._private.begin_session(message.round, 1)
         return told
 
     def _work_of(self) -> PrivateWork:

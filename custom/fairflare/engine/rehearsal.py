@@ -153,6 +153,7 @@ def _plan_facts(plan: Plan, summary: tuple[str, ...]) -> PlanFacts:
     return PlanFacts(
         name=plan.name, sha256=plan.sha256, data_set=plan.task.data_set, summary=summary, method=plan.method.name,
         trains=not plan.method.counts_only, masked=plan.protection.masked,
+        private=plan.differential_privacy is not None,
         rounds=plan.training.rounds if not plan.method.counts_only else 1,
         deadline=plan.federation.task_timeout_seconds, minimum=plan.cells.minimum, cell_sites=plan.cells.sites,
     )  # fmt: skip

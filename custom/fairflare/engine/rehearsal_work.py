@@ -25,6 +25,7 @@ from fairflare.engine.explain import site_seconds
 from fairflare.engine.frozen import frozen_text
 from fairflare.engine.job_traffic import is_measured, lock_steps
 from fairflare.engine.loading import load_apart
+from fairflare.engine.local import local_account
 from fairflare.engine.masked import coarse_records
 from fairflare.engine.messages import (
     COMPARE,
@@ -167,8 +168,9 @@ class _Player:
         self.plan = _shortened(self.whole, len(self.data.training), self.steps) if quick else self.whole
         self.part = _part(self.plan, self.data) if quick else self.data
         self.site: Site = site_of(
-            self.request.site, self.plan, lambda: self.part, self.scratch, self.request.weights, None
-        )
+            self.request.site, self.plan, lambda: self.part, self.scratch, self.request.weights, None,
+            local_account(self.plan, self.scratch),
+        )  # fmt: skip
         self.site.stop = self._tick
         self.parameters = parameter_count(build(self.plan))
         self.model: Vector = np.zeros(0, dtype=np.float32)

@@ -177,6 +177,7 @@ class PlanFacts:
     deadline: float
     minimum: int
     cell_sites: int
+    private: bool = False
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,16 @@ MEANINGS: Mapping[str, str] = {
     "training_sums": "Number of training records, sum of their losses in training, and how many were weighed by the "
     "fairness method.",
 }
+#: What some mean instead in a plan with differential privacy.
+PRIVATE_MEANINGS: Mapping[str, str] = {
+    "counts": "How many patients this site has for training, with noise; how many records for validation and test, "
+    "exactly; a 0 instead of how many opted out; and the rounded noised number that weighs its update.",
+    "cells": "For each group of patients a yes or no: are there enough here? Of training by numbers with noise.",
+    "risk_sums": "For each group that the plan compares, on training patients: sum of their cut-off losses and their "
+    "number, both with noise, and that this site has it.",
+    "update": "By how much one round of private training here changed each parameter of the model: each patient is "
+    "hidden by noise.",
+}
 #: What a site does in each task.
 TASKS: Mapping[str, str] = {
     "join": "load the records, say that this site takes part",
@@ -210,9 +220,8 @@ def _leaving(found: Rehearsal) -> Part:
     if not found.plan.masked:
         sentences.insert(0, "IN CLEAR: no vector of this plan is protected on its way to the server.")
     labels = dict.fromkeys(one.label for one in found.leaving)
-    meanings = Grid(
-        "What each vector says", ("Vector", "Meaning"), tuple((one, MEANINGS[one]) for one in labels), _READ
-    )
+    known = {**MEANINGS, **PRIVATE_MEANINGS} if found.plan.private else MEANINGS
+    meanings = Grid("What each vector says", ("Vector", "Meaning"), tuple((one, known[one]) for one in labels), _READ)
     heads = ("Vector", "Task", "Numbers", "Protection", "One message", "Times", "Whole job")
     rows = tuple(map(_leaving_row, found.leaving))
     vectors = Grid("Every vector that leaves", heads, rows, frozenset({0, 1, 3}))

@@ -170,11 +170,12 @@ def shapes(name: str, method: Json, seed: int = 0) -> Plan:
 def feasibility(plan: Plan, name: str, *claims: Json, alpha: float = 0.05, power: float = 0.8) -> Plan:
     """The plan of a job that counts records for ``plan``, to see whether its claims can be examined at all.
 
-    Nothing is trained, so it needs no weight file and no consent about risks; all else stays as it is.
+    Nothing is trained, so it needs no weight file, no noise and no consent about risks; all else stays as it is.
     """
     data = json.loads(plan.model_dump_json())
     data["method"] = {"name": "feasibility", "claims": list(claims), "alpha": alpha, "power": power}
-    return plan_of({**data, "name": name, "start": {"kind": "seed"}, "consents": []})
+    open_ = {"start": {"kind": "seed"}, "consents": [], "differential_privacy": None}
+    return plan_of({**data, "name": name, **open_})
 
 
 def plan_of(data: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> Plan:

@@ -220,6 +220,11 @@ def with_method(of: Plan, **changes: Any) -> Plan:
 
 
 FAIRFED = presets.method("fairfed", **presets.SITE_BOUNDS)
+FAIR = {
+    "penalties": [presets.penalty("sex", "equal_accuracy", 1.0)], "refresh": "round", "remeasure_own": None,
+    **presets.PRIVATE_BOUNDS,
+}  # fmt: skip
+GROUP_NOISE = {"noise_multiplier": 5.0, "groups_per_unit": 1, "shared": False}
 FAIRFED_CONSENTS = ["pair_sums_of_three_hospitals", "second_sum_of_updates"]
 PLAIN = {"optimizer": presets.sgd(0.1, momentum=0.0), "work": {"unit": "steps", "amount": 3}}
 JOBS = {
@@ -235,6 +240,8 @@ JOBS = {
     "fairfed in clear": heart(method=FAIRFED, consents=FAIRFED_CONSENTS),
     "fairmixup": hidden(heart(method=presets.method("fairmixup"), consents=[])),
     "reweighting": hidden(heart(method=presets.method("reweighting"), consents=[])),
+    "private": presets.private(hidden(heart(method=presets.FEDAVG, consents=[])), 1.0, 3),
+    "private and fair": presets.private(hidden(with_method(heart(), **FAIR)), 1.0, 3, GROUP_NOISE),
     "in clear": heart(),
     "lock step": with_method(heart(work={"unit": "steps", "amount": 3}), refresh="step"),
 }
