@@ -16,6 +16,8 @@ from fairflare.engine.local import run_local
 from fairflare.engine.verify import verify_run
 from fairflare.plan import Plan, parse_plan
 from fairflare.policy import kinds_of
+from fairflare.privacy.accounting import epsilon
+from fairflare.privacy.bill import planned
 
 #: Pixels of the images where a plan's own would take too long: the networks need a multiple of these.
 SIDE = {"skin": 16, "fundus": 32, "shapes": 16}
@@ -90,3 +92,15 @@ def test_what_cannot_be_is_refused_by_the_plan_too() -> None:
         fundus("fundus_fairmixup", fairmixup)
     with pytest.raises(Exception, match="expected one of attributes, of which the plan has none"):
         fundus("fundus_reweighting", presets.method("reweighting"))
+
+
+@pytest.mark.parametrize("name", ["heart_private", "skin_private"])
+def test_a_private_job_costs_what_it_says_and_can_be_counted_for(name: str) -> None:
+    """The noise of a shipped plan is the least for epsilon 8, counted anew."""
+    plan = presets.shipped(name)
+    privacy = plan.differential_privacy
+    assert privacy is not None
+    cost = [one for round_ in planned(plan, privacy, 1) for one in round_]
+    assert 7.95 < epsilon(cost, 1e-5).value <= 8
+    counted = presets.feasibility(plan, "counted", {"attribute": "sex", "criterion": "equal_accuracy", "gap": 0.2})
+    assert counted.differential_privacy is None
