@@ -174,7 +174,7 @@ def feasibility(plan: Plan, name: str, *claims: Json, alpha: float = 0.05, power
     """
     data = json.loads(plan.model_dump_json())
     data["method"] = {"name": "feasibility", "claims": list(claims), "alpha": alpha, "power": power}
-    open_ = {"start": {"kind": "seed"}, "consents": [], "differential_privacy": None}
+    open_: Json = {"start": {"kind": "seed"}, "consents": [], "differential_privacy": None}
     return plan_of({**data, "name": name, **open_})
 
 
