@@ -73,7 +73,7 @@ class PrivateWork:
         self._units = np.unique(records.units).size
         self._counted: Counted | None = None
         self._settings: release.GroupNoise | None = None
-        self._steps = 0
+        self._paid: Sampling | None = None
         self._may_measure = False
         self._cohorts = {measure: self._cohort(measure) for measure in method_of(plan).measures()}
 
@@ -83,7 +83,9 @@ class PrivateWork:
         return privacy_of(self.plan)
 
     def begin_session(self, round_: int, sites: int) -> Counted:
-        """Pay for, and draw, the noised numbers of a session of so many sites."""
+        """Pay for, and draw, the noised numbers of a session of so many sites, once: what is paid later rests on them."""
+        if self._counted is not None:
+            raise refused("REPEAT", "this session's numbers again", "prepare once after each join")
         self._account.pay(self.plan.sha256, round_, counting(self.plan, self.privacy))
         if self.privacy.groups is not None:
             self._settings = group_noise(self.plan, sites)
@@ -108,9 +110,9 @@ class PrivateWork:
         """Pay for a round's steps, and its group sums if it measures them, all or nothing; before anything is drawn."""
         drawing = self.drawing
         bill = [training(self.privacy, drawing), *(measuring(self.plan, self.privacy) if measured else ())]
-        self._steps, self._may_measure = 0, False
+        self._paid, self._may_measure = None, False
         self._account.pay(self.plan.sha256, round_, bill)
-        self._steps, self._may_measure = drawing.steps, measured
+        self._paid, self._may_measure = drawing, measured
 
     def sums(self, scores: Scores) -> dict[Measure, CellSums]:
         """Noised group sums of the model that was scored: total utility, number of units, "reported"."""
@@ -130,22 +132,22 @@ class PrivateWork:
 
     def train(self, trainer: Trainer, round_: int, terms: SampleTerms, stop: Callable[[], None]) -> int:
         """The steps that were paid for; returns how many. ``stop`` may raise between two of them."""
-        steps, self._steps = self._steps, 0
-        if steps == 0:
+        drawing, self._paid = self._paid, None
+        if drawing is None:
             raise refused("REPEAT", "training that was not paid for", "one training of each round")
         weights = self._weights(trainer, terms)
-        private = self._private(trainer)
+        private = self._private(trainer, drawing)
         try:
             with trainer.corrected():
-                for number in range(steps):
+                for number in range(drawing.steps):
                     stop()
                     private.step(weights, _losses(trainer, round_, number))
         finally:
             private.close()
-        return steps
+        return drawing.steps
 
-    def _private(self, trainer: Trainer) -> DpSgd:
-        privacy, drawing = self.privacy, self.drawing
+    def _private(self, trainer: Trainer, drawing: Sampling) -> DpSgd:
+        privacy = self.privacy
         return DpSgd(
             trainer.network,
             trainer.optimizer,

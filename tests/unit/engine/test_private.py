@@ -231,7 +231,10 @@ def test_all_that_depends_on_the_number_of_units_follows_from_the_noised_one(tmp
         one = work(loud, hospital(60, 4))
     units = one.counted.units
     assert (one.drawing.q, one.drawing.steps) == (min(1.0, 50 / units), math.ceil(units / 50))
-    assert one._private(Trainer(loud, "amber", hospital(60, 4).training)).mechanism.expected == one.drawing.q * units
+    assert (
+        one._private(Trainer(loud, "amber", hospital(60, 4).training), one.drawing).mechanism.expected
+        == one.drawing.q * units
+    )
     told, used = [], []
     monkeypatch.setattr(
         MaskedSite, "prepare",
@@ -317,6 +320,23 @@ def test_what_was_not_paid_is_refused():
         one.sums(scores)
 
 
+def test_a_batch_is_drawn_at_the_rate_that_was_paid(monkeypatch):
+    """A server that asks for the session's numbers anew between payment and training gets nothing, and moves nothing."""
+    monkeypatch.setattr(noise, "discrete_gaussian", lambda count, variance: np.zeros(count, dtype=np.int64))
+    rates, data = [], hospital(40, 1)
+    the_plan = private_plan(*METHODS["fedavg"], training={"batch": {"unit": "records", "amount": 5}})
+    one = work(the_plan, data)
+    one.begin_round(0, measured=False)
+    paid = one._account.ledger.entries()[-1].release.mechanism
+    with pytest.raises(RoundError, match="FF-ROUND-REPEAT"):
+        one.begin_session(0, 4)
+    assert len(one._account.ledger.entries()) == 2
+    one._counted = replace(one.counted, units=6)  # whatever else might change it
+    monkeypatch.setattr(noise, "chosen", lambda count, rate: rates.append(rate) or np.zeros(count, dtype=np.bool_))
+    assert one.train(Trainer(the_plan, "amber", data.training), 0, presets_terms(), nothing) == paid.steps
+    assert set(rates) == {paid.q}
+
+
 def nothing() -> None:
     pass
 
@@ -369,7 +389,7 @@ def test_patients_and_not_records_are_counted_and_drawn(monkeypatch):
     sex = data.training.groups["sex"]
     assert counts.sum() <= 20  # a patient of two groups counts in one
     assert counts.sum() >= np.unique(training_.patients[sex >= 0]).size
-    sampler = one._private(Trainer(the_plan, "amber", training_)).sampler
+    sampler = one._private(Trainer(the_plan, "amber", training_), one.drawing).sampler
     assert (sampler.units, sampler.records, sampler.cap) == (20, 60, 2)
     batch = sampler.draw()
     patients, each = np.unique(training_.patients[batch.records], return_counts=True)
