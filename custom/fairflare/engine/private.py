@@ -226,7 +226,16 @@ def made_up(plan: Plan) -> torch.Tensor:
 
 
 def _losses(trainer: Trainer, round_: int, number: int) -> Callable[[Integers], torch.Tensor]:
-    return lambda index: trainer.record_losses(round_, number, index)
+    """Losses of a step's records, each flipped by coins of its own that nobody knows.
+
+    What the plan's seed gives goes by the place in the batch: with one patient more all others would be flipped anew,
+    and the sum would move by far more than that patient's part.
+    """
+    flips = None
+    if trainer.is_augmented:
+        coins = noise.words(len(trainer.records))
+        flips = np.stack([coins & np.uint64(1), coins & np.uint64(2)]).astype(np.bool_)
+    return lambda index: trainer.record_losses(round_, number, index, flips)
 
 
 def _paid() -> None:

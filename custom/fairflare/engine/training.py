@@ -129,20 +129,33 @@ class Trainer:
             return [order[start : start + batch.amount] for start in range(0, order.size, batch.amount)]
         return np.array_split(order, batch.amount)
 
-    def batch(self, round_: int, number: int, index: Integers) -> tuple[torch.Tensor, torch.Tensor]:
-        """Input of :attr:`network` and target of a batch, with augmentation drawn for its number in the round."""
+    @property
+    def is_augmented(self) -> bool:
+        """Whether a batch's images are flipped at random."""
+        given = self.plan.task.input
+        return isinstance(given, ImageInput) and given.augmentation == "flips"
+
+    def batch(
+        self, round_: int, number: int, index: Integers, flips: NDArray[np.bool_] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input of :attr:`network` and target of a batch, with augmentation drawn for its number in the round.
+
+        ``flips``: takes its place, for all records (2, n): which are mirrored left to right, and upside down.
+        """
         records, kept = self.records.take(index), self._features.of(self.records)
         if kept is not None:
             return kept[torch.from_numpy(index)], self.objective.target(records)
-        given = self.plan.task.input
-        if isinstance(given, ImageInput) and given.augmentation == "flips":
-            random = generator(self.plan.training.seed, "flips", self.site, round_, number)
-            flips = random.integers(0, 2, size=(2, index.size, 1, 1, 1), dtype=np.int64).astype(bool)
+        if self.is_augmented:
+            if flips is None:
+                random = generator(self.plan.training.seed, "flips", self.site, round_, number)
+                turned = random.integers(0, 2, size=(2, index.size, 1, 1, 1), dtype=np.int64).astype(bool)
+            else:
+                turned = flips[:, index, np.newaxis, np.newaxis, np.newaxis]
             masks = records.masks
             records = replace(
                 records,
-                inputs=_flipped(records.inputs, flips),
-                masks=None if masks is None else _flipped(masks, flips[..., 0]),
+                inputs=_flipped(records.inputs, turned),
+                masks=None if masks is None else _flipped(masks, turned[..., 0]),
             )
         return self.tensor(records.inputs), self.objective.target(records)
 
@@ -206,9 +219,14 @@ class Trainer:
             self._correction.after_step(self.plan.training.optimizer.lr)
         return float(task.detach())
 
-    def record_losses(self, round_: int, number: int, index: Integers) -> torch.Tensor:
-        """The loss of each record of a batch, (n,), before :meth:`record_weights`; its graph leads to the network."""
-        inputs, target = self.batch(round_, number, index)
+    def record_losses(
+        self, round_: int, number: int, index: Integers, flips: NDArray[np.bool_] | None = None
+    ) -> torch.Tensor:
+        """The loss of each record of a batch, (n,), before :meth:`record_weights`; its graph leads to the network.
+
+        ``flips``: as :meth:`batch` has it.
+        """
+        inputs, target = self.batch(round_, number, index, flips)
         values = self.objective.quantities(self.network(inputs), target, float("inf"))
         return values["cross_entropy" if self.plan.task.kind == "classification" else "task_loss"]
 

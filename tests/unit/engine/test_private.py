@@ -32,6 +32,7 @@ from fairflare.plan import Plan, parse_plan
 from fairflare.privacy import noise
 from fairflare.privacy.accounting import epsilon
 from fairflare.privacy.bill import counting, measuring, sampling, training
+from fairflare.privacy.dpsgd import Drawn
 from fairflare.privacy.ledger import Account, Ledger
 from fairflare.privacy.loss import Budget
 from tests.unit.engine.hospitals import hospital, masked, plan, three_of_images
@@ -184,8 +185,8 @@ def test_a_site_that_cannot_afford_the_next_round_says_so_and_does_not_train(tmp
     trained = []
     monkeypatch.setattr(
         Trainer, "record_losses",
-        lambda self, round_, number, index, losses=Trainer.record_losses: (
-            trained.append((self.site, round_)), losses(self, round_, number, index),
+        lambda self, round_, *rest, losses=Trainer.record_losses: (
+            trained.append((self.site, round_)), losses(self, round_, *rest),
         )[1],
     )  # fmt: skip
     record = drive(the_plan, tmp_path, {"coral": budget})
@@ -446,17 +447,45 @@ def test_fedprox_pulls_after_the_noise(tmp_path, monkeypatch):
     assert np.abs(models[0] - models[1]).max() < 2e-5
 
 
+@pytest.mark.parametrize("gradients", ["hooks", "ghost"])
+def test_a_patient_more_does_not_flip_the_images_of_the_others(monkeypatch, gradients):
+    """With augmentation, one image less moves the sum by its own part, whatever its place in the batch."""
+    from tests.unit.engine.hospitals import image_records
+
+    the_plan, records = private_images(gradients), image_records(21, 3, contrast=150.0)
+    one = PrivateWork(the_plan, records, Account(Ledger(a_file()), None, "job"))
+    one.begin_session(0, 3)
+    trainer = Trainer(the_plan, "amber", records)
+    steps, losses = one._private(trainer, one.drawing), private._losses(trainer, 0, 0)
+    whole = steps.clipped_sum(Drawn(np.arange(21), np.ones(21)), np.ones(21), losses)
+    for gone in (0, 7, 20):
+        left = np.delete(np.arange(21), gone)
+        rest = steps.clipped_sum(Drawn(left, np.ones(20)), np.ones(20), losses)
+        assert np.linalg.norm(whole - rest) <= steps.mechanism.sensitivity
+    plain = trainer.tensor(records.inputs)
+    monkeypatch.setattr(trainer.objective, "quantities", lambda outputs, target, clip: {"task_loss": outputs})
+    monkeypatch.setattr(trainer.model, "forward", lambda inputs: inputs)
+    turned = [private._losses(trainer, 0, 0)(np.arange(21)) for _ in range(2)]
+    assert not torch.equal(*turned)  # nobody can work it out from the plan
+    assert all(bool((one != plain).any()) and bool((one == plain).flatten(1).all(dim=1).any()) for one in turned)
+
+
 def test_segmentation_trains_privately(tmp_path):
+    record = run_local(private_images("ghost"), three_of_images(), tmp_path)
+    assert record.status == "complete", record.reason
+    verify_run(tmp_path)
+    assert [one.release.what for one in ledger_of(tmp_path, "amber").entries()] == ["units", "model"]
+
+
+def private_images(gradients: str) -> Plan:
+    """A plan of segmentation, with augmentation."""
     from tests.unit.engine.hospitals import image_plan
 
     data = json.loads(schema.pretty(masked(image_plan(presets.FEDAVG, rounds=1, min_sites=3))))
     data["consents"] = []
     data["differential_privacy"] = {
-        "clip": 1.0, "noise_multiplier": 0.7, "count_noise": 3.0, "records_per_unit": 1, "gradients": "ghost",
+        "clip": 1.0, "noise_multiplier": 0.7, "count_noise": 3.0, "records_per_unit": 1, "gradients": gradients,
         "groups": None,
     }  # fmt: skip
     data["training"]["batch"] = {"unit": "batches_per_epoch", "amount": 2}
-    record = run_local(parse_plan(json.dumps(data)), three_of_images(), tmp_path)
-    assert record.status == "complete", record.reason
-    verify_run(tmp_path)
-    assert [one.release.what for one in ledger_of(tmp_path, "amber").entries()] == ["units", "model"]
+    return parse_plan(json.dumps(data))
