@@ -83,14 +83,16 @@ class PrivateWork:
         return privacy_of(self.plan)
 
     def begin_session(self, round_: int, sites: int) -> Counted:
-        """Pay for, and draw, the noised numbers of a session of so many sites, once: what is paid later rests on them."""
+        """Pay for, and draw, the noised numbers of a session of so many sites, once: later payments rest on them."""
         if self._counted is not None:
             raise refused("REPEAT", "this session's numbers again", "prepare once after each join")
         self._account.pay(self.plan.sha256, round_, counting(self.plan, self.privacy))
         if self.privacy.groups is not None:
             self._settings = group_noise(self.plan, sites)
-        variance = Fraction(self.privacy.count_noise) ** 2
-        units = max(1, self._units + int(noise.discrete_gaussian(1, variance)[0]))
+        # Finely, and rounded then: noise of whole numbers would cost up to a twentieth more than the ledger has.
+        variance = Fraction(self.privacy.count_noise) ** 2 * release.SCALE**2
+        finely = self._units * release.SCALE + int(noise.discrete_gaussian(1, variance)[0])
+        units = max(1, round(finely / release.SCALE))
         self._counted = Counted(units, {one: self._group_counts(cohort) for one, cohort in self._cohorts.items()})
         return self._counted
 
@@ -166,7 +168,8 @@ class PrivateWork:
         """Weight of each record's own loss, (n,), from 0 to :func:`most_weight`."""
         own = trainer.record_weights(self._records)
         extra = terms.coefficients.get("cross_entropy")
-        return own if extra is None else own + extra
+        # Their sum can be outside by a rounding error; a refusal would tell that there is such a record.
+        return own if extra is None else (own + extra).clip(0.0, most_weight(self.plan))
 
     def _group_counts(self, cohort: release.Cohort) -> tuple[Floats, NDArray[np.bool_]]:
         settings = self._settings

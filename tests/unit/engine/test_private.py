@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from fairflare.privacy.bill import counting, measuring, sampling, training
 from fairflare.privacy.dpsgd import Drawn
 from fairflare.privacy.ledger import Account, Ledger
 from fairflare.privacy.loss import Budget
+from fairflare.privacy.release import SCALE
 from tests.unit.engine.hospitals import hospital, masked, plan, three_of_images
 
 SIZES = {"amber": 60, "beryl": 90, "coral": 45, "dune": 80}
@@ -322,7 +324,7 @@ def test_what_was_not_paid_is_refused():
 
 
 def test_a_batch_is_drawn_at_the_rate_that_was_paid(monkeypatch):
-    """A server that asks for the session's numbers anew between payment and training gets nothing, and moves nothing."""
+    """A server that asks for the session's numbers anew between payment and training moves nothing."""
     monkeypatch.setattr(noise, "discrete_gaussian", lambda count, variance: np.zeros(count, dtype=np.int64))
     rates, data = [], hospital(40, 1)
     the_plan = private_plan(*METHODS["fedavg"], training={"batch": {"unit": "records", "amount": 5}})
@@ -415,6 +417,37 @@ def test_the_bound_of_weights_holds_whatever_the_class():
     the_plan = private_plan(training={"class_weights": [0.5, 2.0]}, method={**FAIR, "min_weight": 0.5})
     assert most_weight(the_plan) == 4.0
     assert most_weight(private_plan(*METHODS["fedavg"])) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("own", "most", "least"), [(0.69, 3.66, 0.4), (3.84, 1.02, 0.0), (0.01, 2.0, 0.99), (0.05, 2.0, 0.95)]
+)
+def test_no_record_at_a_bound_of_its_weight_is_refused(own, most, least):
+    """Rounding must not put a weight outside of its range: a refusal would tell that there is such a record."""
+    from fairflare.methods import SampleTerms
+
+    fair = {**FAIR, "min_weight": least, "max_weight": most}
+    the_plan = private_plan(method=fair, training={"class_weights": [own, own]})
+    data, trainer = hospital(40, 1), Trainer(the_plan, "amber", hospital(40, 1).training)
+    for bound in (least - 1.0, most - 1.0):  # as the method computes them
+        one = work(the_plan, data)
+        one.begin_round(0, measured=True)
+        assert one.train(trainer, 0, SampleTerms({"cross_entropy": np.full(40, bound)}), nothing) == 4
+
+
+def test_the_number_of_units_has_the_noise_that_is_accounted():
+    """Normal noise, rounded afterwards. Whole-number noise costs up to 5 % more than the normal one of its width."""
+    drawn = []
+
+    def seen(count, variance):
+        drawn.append((count, variance))
+        return np.full(count, 3 * SCALE // 2 + 1, dtype=np.int64)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(noise, "discrete_gaussian", seen)
+        one = work(private_plan(*METHODS["fedavg"], privacy={"count_noise": 0.7}), hospital(40, 1))
+    assert drawn == [(1, Fraction(0.7) ** 2 * SCALE**2)]
+    assert one.counted.units == 42
 
 
 def test_a_model_that_cannot_be_trained_so_is_refused_before_data_are_read(tmp_path, monkeypatch):
