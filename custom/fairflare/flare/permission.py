@@ -23,6 +23,7 @@ from fairflare.flare.identities import is_site_kit
 from fairflare.plan import Plan
 from fairflare.policy import POLICY_NAME, SitePolicy, read_policy
 from fairflare.policy.approvals import FOLDER, approved_plans
+from fairflare.policy.compare import is_within
 from fairflare.policy.site import utc_today
 from fairflare.privacy.anchor import decisions_anchor
 from fairflare.privacy.decisions import Decision, DecisionLog, Depth, utc_now
@@ -192,6 +193,7 @@ def _verify_not_tighter(joined: SitePolicy, now: SitePolicy) -> None:
         "store": now.store != joined.store,
         "identities": now.identities == "kit" != joined.identities,
         "cohort_changes": now.cohort_changes < joined.cohort_changes,
+        "differential_privacy": not is_within(joined.differential_privacy, now.differential_privacy),
         "peers": now.peers is not None
         and (joined.peers is None or any(now.peers.get(name) != pin for name, pin in kept.items())),
     }

@@ -87,7 +87,8 @@ def _protected(a: LeastProtection, b: LeastProtection) -> bool:
     return all(STRENGTH.index(own) >= STRENGTH.index(other) for own, other in pairs)
 
 
-def _spends(a: MostPrivacyLoss | None, b: MostPrivacyLoss | None) -> bool:
+def is_within(a: MostPrivacyLoss | None, b: MostPrivacyLoss | None) -> bool:
+    """Whether budget ``a`` allows nothing that ``b`` does not; ``None``: no limit."""
     if a is None or b is None:
         return b is None
     # Every plan costs as much or more where one patient may stand in another's place.
@@ -110,7 +111,7 @@ _RULES: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "cohort_changes": _at_most,
     "most_score_bins": _at_most,
     "most_rounds": _at_most,
-    "differential_privacy": _spends,
+    "differential_privacy": is_within,
     "approvals": _words("listed", "signed"),
     "expires": _at_most,
 }

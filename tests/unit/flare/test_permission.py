@@ -18,7 +18,9 @@ from fairflare.flare.permission import Asked, Permission, Places, asked
 from fairflare.policy import POLICY_NAME, SitePolicy, open_policy, standard_policy, write_policy
 from fairflare.policy.approvals import FOLDER, sign_approval
 from fairflare.policy.package import installed_digest
+from fairflare.policy.site import MostPrivacyLoss
 from fairflare.privacy.decisions import Decision, read_decisions
+from tests.unit.engine.test_private import METHODS, private_plan
 from tests.unit.policy.support import CELLS, make_kit, plan
 
 PLAN = plan(cells=CELLS)
@@ -228,6 +230,34 @@ def test_what_a_job_took_over_may_be_loosened_but_not_tightened(
     else:
         permission.verify()
         assert site.decided() == [("join", "accepted", None), ("release", "accepted", None)]
+
+
+BUDGET = MostPrivacyLoss(epsilon=8.0, delta=1e-5, relation="add_remove")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_tighter"),
+    [
+        (BUDGET, BUDGET.model_copy(update={"epsilon": 2.0}), True),
+        (BUDGET, BUDGET.model_copy(update={"delta": 1e-6}), True),
+        (BUDGET, BUDGET.model_copy(update={"relation": "replace"}), True),
+        (None, BUDGET, True),
+        (BUDGET, BUDGET.model_copy(update={"epsilon": 9.0}), False),
+        (BUDGET, None, False),
+    ],
+)
+def test_a_running_job_does_not_spend_what_the_policy_no_longer_allows(
+    site: Site, before: MostPrivacyLoss | None, after: MostPrivacyLoss | None, is_tighter: bool
+) -> None:
+    """Its account has the budget of its start."""
+    site.write(differential_privacy=before)
+    permission = Permission(private_plan(*METHODS["fedavg"]), WHO, site.places, today=lambda: site.today)
+    permission.verify()
+    site.write(differential_privacy=after)
+    if is_tighter:
+        assert code_of(permission.verify) == "FF-POLICY-CHANGED"
+    else:
+        permission.verify()
 
 
 def test_what_was_decided_must_be_written_before_anything_leaves(site: Site) -> None:
