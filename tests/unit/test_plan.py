@@ -531,6 +531,9 @@ NOT_PRIVATE: dict[str, tuple[str, str]] = {
     "shared noise and small groups": (
         private(groups=SHARED, consents=["shared_noise"], cells__minimum=2), "a smallest cell of 2",
     ),
+    "shared noise and nobody to share it with": (
+        private(groups=SHARED, consents=["shared_noise"], protection__masking__colluders=0), "with colluders 0",
+    ),
 }  # fmt: skip
 
 
@@ -547,7 +550,7 @@ def test_privacy_that_would_not_hold_is_refused(text, words):
     with pytest.raises(PlanError, match="FF-PLAN-RULE") as caught:
         parse_plan(text)
     assert words in str(caught.value)
-    if not words.endswith(("'shared_noise'", "cell of 2")):  # the plan is sound without it
+    if not words.endswith(("'shared_noise'", "cell of 2", "colluders 0")):  # the plan is sound without it
         parse_plan(json.dumps({**data, "differential_privacy": None}))
 
 

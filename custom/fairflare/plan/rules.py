@@ -191,6 +191,12 @@ def _check_shared_noise(plan: Plan, groups: GroupNoise) -> None:
         return
     if SHARED_NOISE not in plan.consents:
         raise rule(f"got noise that hospitals share without the consent '{SHARED_NOISE}', expected it in 'consents'")
+    masking = plan.protection.masking
+    if masking is not None and masking.colluders == 0:
+        raise rule(
+            "got noise that hospitals share with colluders 0, expected at least 1: every hospital sees the totals, and "
+            "takes its own part of the noise off them"
+        )
     if plan.cells.minimum > 1:
         raise rule(
             f"got noise that hospitals share with a smallest cell of {plan.cells.minimum}, expected 0: what one "
