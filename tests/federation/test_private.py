@@ -110,12 +110,11 @@ def test_each_ledger_holds_what_its_hospital_released_and_no_more_than_its_budge
 
 
 def test_the_server_holds_no_exact_number_of_training_records_and_no_loss_of_theirs(run: Run) -> None:
-    """60 % of each hospital's records are for training; 40 deviations of noise were added at each of four."""
+    """Noise of 40 was added at each of four hospitals: the sum is near the exact number, and not it but by chance."""
     data = json.loads((run.records / "record.json").read_text(encoding="utf-8"))
     assert all(line["train_loss"] is line["records"] is line["weighed"] is None for line in data["rounds"])
     told = data["sessions"][0]["records"]
     trained = len(SITES) * RECORDS - told["validation"] - told["test"]
-    assert told["training"] != trained
     assert abs(told["training"] - trained) < 6 * 80
     assert files_with(run.workspace / "server", PATIENT) == []
     log = run.workspace.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
