@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,7 +33,6 @@ from fairflare.engine.masked import (
     update_codec,
 )
 from fairflare.engine.messages import JOIN, Layout, Message
-from fairflare.engine.private import Counted
 from fairflare.errors import SecaggError
 from fairflare.fairness.groups import Floats
 from fairflare.methods import UPDATE
@@ -46,6 +46,9 @@ from fairflare.secagg.site import SiteSession
 from fairflare.secagg.state import Words
 from fairflare.secagg.transcript import refuse
 from fairflare.seeds import seed_for
+
+if TYPE_CHECKING:
+    from fairflare.engine.private import Counted
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from fairflare.data.manifest import SiteData
 from fairflare.engine.feasibility import CountingCoordinator, CountingSite, MaskedCountingCoordinator
 from fairflare.engine.masked_coordinator import MaskedCoordinator
 from fairflare.engine.masked_site import Masks
-from fairflare.engine.private_site import PrivateSite
 from fairflare.engine.server import Coordinator, Start
 from fairflare.engine.site import Site
 from fairflare.plan import Plan
@@ -31,6 +30,9 @@ def site_of(
     ``account``: what pays for the releases of a plan with differential privacy.
     """
     if plan.differential_privacy is not None:
+        # Opacus takes a second to import, and sets up the root logger of a process that has none.
+        from fairflare.engine.private_site import PrivateSite
+
         return PrivateSite(name, plan, load, folder, weights, masks, account)
     return (CountingSite if plan.method.counts_only else Site)(name, plan, load, folder, weights, masks)
 

@@ -14,7 +14,7 @@ import pytest
 
 from fairflare import presets, schema
 from fairflare.engine.job_traffic import is_measured, job_messages, job_vectors
-from fairflare.engine.local import local_masks, software
+from fairflare.engine.local import local_account, local_masks, software
 from fairflare.engine.messages import Layout, Reply, layout_of
 from fairflare.engine.roles import coordinator_of, site_of
 from fairflare.engine.rounds import is_measured as measured_in_a_session
@@ -65,7 +65,8 @@ class Sent:
         self.vectors: dict[tuple[str, str], list[int]] = defaultdict(list)
         self.record = 0
         played = {
-            name: site_of(name, of, load, folder / name, None, local_masks(of, name)) for name, load in loaders.items()
+            name: site_of(name, of, load, folder / name, None, local_masks(of, name), local_account(of, folder / name))
+            for name, load in loaders.items()
         }
         coordinator = coordinator_of(of, folder, Start(secrets.token_hex(16), "local", software()))
         first = min(loaders)

@@ -220,7 +220,7 @@ def with_method(of: Plan, **changes: Any) -> Plan:
 
 
 FAIRFED = presets.method("fairfed", **presets.SITE_BOUNDS)
-FAIR = {
+PRIVATE_FAIR = {
     "penalties": [presets.penalty("sex", "equal_accuracy", 1.0)], "refresh": "round", "remeasure_own": None,
     **presets.PRIVATE_BOUNDS,
 }  # fmt: skip
@@ -241,7 +241,7 @@ JOBS = {
     "fairmixup": hidden(heart(method=presets.method("fairmixup"), consents=[])),
     "reweighting": hidden(heart(method=presets.method("reweighting"), consents=[])),
     "private": presets.private(hidden(heart(method=presets.FEDAVG, consents=[])), 1.0, 3),
-    "private and fair": presets.private(hidden(with_method(heart(), **FAIR)), 1.0, 3, GROUP_NOISE),
+    "private and fair": presets.private(hidden(with_method(heart(), **PRIVATE_FAIR)), 1.0, 3, GROUP_NOISE),
     "in clear": heart(),
     "lock step": with_method(heart(work={"unit": "steps", "amount": 3}), refresh="step"),
 }

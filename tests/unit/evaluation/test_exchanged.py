@@ -22,7 +22,10 @@ LIMITS = {"heart_fednova": {"normalize": False}, "heart_fairfed": {"beta": 0.0}}
 
 
 def fedavg(of: Plan) -> Plan:
-    return parse_plan(json.dumps({**json.loads(schema.pretty(of)), "method": presets.FEDAVG}))
+    data = {**json.loads(schema.pretty(of)), "method": presets.FEDAVG}
+    if data["differential_privacy"] is not None:  # FedAvg has no group sums that noise could hide
+        data["differential_privacy"]["groups"] = None
+    return parse_plan(json.dumps(data))
 
 
 def sends_more(of: Plan) -> bool:
