@@ -100,3 +100,11 @@ def test_import_stays_light(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_a_site_does_not_import_what_sets_up_the_root_logger() -> None:
+    """Opacus does, in a process that has no handler yet: the site's log would look otherwise. Private plans need it."""
+    code = "import sys, logging, fairflare.flare.executor; print('opacus' in sys.modules, logging.root.handlers)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "[]"]

@@ -31,7 +31,10 @@ def privacy_words(plan: Plan) -> Iterator[str]:
     if privacy.groups is not None:
         yield from _of_groups(plan, privacy.groups)
     yield NOT_COVERED
-    yield "What it costs depends on a site's number of patients: each site's own ledger adds it up over all plans"
+    if plan.training.batch.unit == "batches_per_epoch":
+        yield "What it costs is the same at every site; each site's own ledger adds it up over all plans"
+    else:
+        yield "What it costs depends on a site's number of patients: each site's own ledger adds it up over all plans"
 
 
 def _of_groups(plan: Plan, groups: GroupNoise) -> Iterator[str]:

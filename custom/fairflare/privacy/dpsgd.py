@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fairflare.privacy import noise
-from fairflare.privacy.gradients import Mode, RecordGradients, refused, unusable
+from fairflare.privacy.gradients import Mode, RecordGradients
+from fairflare.privacy.refusals import refused, unusable
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -21,7 +21,7 @@ from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare
 from torch import nn
 from torch.nn import functional, grad
 
-from fairflare.errors import PrivacyError
+from fairflare.privacy.refusals import refused, unusable
 
 Mode = Literal["hooks", "ghost"]
 Samples = dict[torch.Tensor, torch.Tensor]
@@ -333,18 +333,3 @@ def _norm(gradients: torch.Tensor) -> torch.Tensor:
     blocks = torch.linalg.vector_norm(flat[:, :whole].reshape(len(flat), whole // _BLOCK, _BLOCK), dim=2)
     rest = torch.linalg.vector_norm(flat[:, whole:], dim=1, dtype=torch.float64)
     return torch.hypot(torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float64), rest)
-
-
-def unusable(got: str, expected: str) -> PrivacyError:
-    """What is wrong with a model of which no private sum can be had."""
-    return refused("MODEL", got, expected)
-
-
-def refused(code: str, got: str, expected: str) -> PrivacyError:
-    """``FF-PRIVACY-`` and a code."""
-    return PrivacyError(
-        f"FF-PRIVACY-{code}",
-        got=got,
-        expected=expected,
-        next_step="check the plan's privacy section; report this as a defect of FairFlare if it is as it should be",
-    )

@@ -18,7 +18,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from fairflare.errors import PrivacyError
+from fairflare.privacy.refusals import refused
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -79,7 +79,7 @@ def chosen(count: int, rate: float) -> NDArray[np.bool_]:
     The probability is ``rate`` rounded down to a multiple of 2^-64, so never above what is accounted for.
     """
     if not 0.0 < rate <= 1.0:  # also refuses NaN
-        raise _refused("RATE", "a sampling rate outside its range", "a number above 0, up to 1")
+        raise refused("RATE", "a sampling rate outside its range", "a number above 0, up to 1")
     if rate == 1.0:
         return np.ones(count, dtype=np.bool_)
     limit = np.uint64(math.floor(Fraction(rate) * (1 << 64)))
@@ -117,7 +117,7 @@ def add_gaussian(values: Floats, deviation: float) -> Floats:
     """
     _verify_deviation(deviation)
     if values.dtype != np.float64 or values.ndim != 1 or not bool(np.isfinite(values).all()):
-        raise _refused("VALUES", "values that are not finite float64 in a row", "finite float64 numbers, (n,)")
+        raise refused("VALUES", "values that are not finite float64 in a row", "finite float64 numbers, (n,)")
     grid, stream = grid_of(deviation), _Keystream()
     noised = np.empty(values.size + values.size % 2, dtype=np.float64)
     # All of it part by part, as each of these passes over a long row takes as long as much of the noise.
@@ -144,7 +144,7 @@ def discrete_gaussian(count: int, variance: Fraction) -> Integers:
     concentrated privacy is that of the normal one, D^2 / (2 variance). Some 50 microseconds a number: for statistics.
     """
     if not 0 < variance <= _LARGEST_DEVIATION**2:
-        raise _refused("NOISE", "a variance outside its range", "above 0, up to 2^104")
+        raise refused("NOISE", "a variance outside its range", "above 0, up to 2^104")
     stream = _Keystream()
     # floor(sqrt(p / q)) is isqrt(p // q).
     scale = math.isqrt(variance.numerator // variance.denominator) + 1
@@ -216,13 +216,4 @@ def _uniform(order: Words, mantissa: Words) -> Floats:
 
 def _verify_deviation(deviation: float) -> None:
     if not math.ldexp(1.0, -200) <= deviation <= math.ldexp(1.0, 200):  # also refuses NaN
-        raise _refused("NOISE", "a standard deviation that is no noise", "a number above 0 that floats can square")
-
-
-def _refused(code: str, got: str, expected: str) -> PrivacyError:
-    return PrivacyError(
-        f"FF-PRIVACY-{code}",
-        got=got,
-        expected=expected,
-        next_step="check the plan's privacy section; report this as a defect of FairFlare if it is as it should be",
-    )
+        raise refused("NOISE", "a standard deviation that is no noise", "a number above 0 that floats can square")

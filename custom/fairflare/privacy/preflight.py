@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from fairflare.privacy.dpsgd import DpSgd, Drawn, Mechanism, UnitSampler
-from fairflare.privacy.gradients import Mode, unusable
+from fairflare.privacy.gradients import Mode
+from fairflare.privacy.refusals import unusable
 
 
 def verify_private(model: nn.Module, inputs: torch.Tensor, mode: Mode) -> None:

@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from fairflare.errors import PrivacyError
 from fairflare.privacy import noise
+from fairflare.privacy.refusals import refused
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -76,12 +76,12 @@ class GroupNoise:
         """Refuse what is no protection."""
         for value in (self.bound, self.multiplier):
             if not 2.0**-20 <= value <= 2.0**20:  # also refuses NaN
-                raise _refused("RELEASE", "a bound or a multiplier that is not above 0 and finite", "2^-20 to 2^20")
+                raise refused("RELEASE", "a bound or a multiplier that is not above 0 and finite", "2^-20 to 2^20")
         for whole in (self.most_groups, self.minimum, self.sharing):
             if type(whole) is not int or not 1 <= whole <= 1 << 20:
-                raise _refused("RELEASE", "groups, a minimum or sites below one", "whole numbers from 1")
+                raise refused("RELEASE", "groups, a minimum or sites below one", "whole numbers from 1")
         if self.adjacency not in ("add_remove", "replace_in_group"):
-            raise _refused("RELEASE", "another adjacency", "add_remove or replace_in_group")
+            raise refused("RELEASE", "another adjacency", "add_remove or replace_in_group")
 
     @property
     def sensitivity_squared(self) -> int:
@@ -116,7 +116,7 @@ class Cohort:
     def __init__(self, unit: Integers, group: Integers, size: int, most_groups: int) -> None:
         columns = group[:, np.newaxis] if group.ndim == 1 else group
         if len(columns) != len(unit) or not bool(((columns >= -1) & (columns < size)).all()):
-            raise _refused("RELEASE", "a group that is not declared", "numbers of groups, or -1")
+            raise refused("RELEASE", "a group that is not declared", "numbers of groups, or -1")
         self.size, self.most_groups, self._records = size, most_groups, len(unit)
         member = np.unique(unit, return_inverse=True)[1]
         record, column = np.nonzero(columns >= 0)
@@ -139,7 +139,7 @@ class Cohort:
         A utility that is not a number counts as B.
         """
         if values.shape != (self._records,):
-            raise _refused("RELEASE", "utilities of another number of records", "one per record")
+            raise refused("RELEASE", "utilities of another number of records", "one per record")
         moved = np.nan_to_num(values, nan=bound, posinf=bound, neginf=0.0).clip(0.0, bound) * (2.0 / bound) - 1.0
         times = np.bincount(self._pair, minlength=self._group.size)
         total = np.bincount(self._pair, weights=moved[self._record], minlength=self._group.size)
@@ -155,7 +155,7 @@ def noised_counts(cohort: Cohort, settings: GroupNoise, charge: Callable[[], Non
     ``charge`` is called before noise is drawn: it writes the release down, or raises if it cannot be afforded.
     """
     if settings.adjacency != "add_remove":
-        raise _refused("RELEASE", "noised counts where exact ones are promised to be known", "add_remove")
+        raise refused("RELEASE", "noised counts where exact ones are promised to be known", "add_remove")
     _verify_groups(cohort, settings)
     charge()
     return cohort.counts * SCALE + noise.discrete_gaussian(cohort.size, settings.variance)
@@ -177,7 +177,7 @@ def noised_sums(
     """
     _verify_groups(cohort, settings)
     if kept.shape != (cohort.size,) or kept.dtype != np.bool_:
-        raise _refused("RELEASE", "another number of groups than there are", "one truth value per group")
+        raise refused("RELEASE", "another number of groups than there are", "one truth value per group")
     charge()
     noised = cohort.sums(values, settings.bound) + noise.discrete_gaussian(cohort.size, settings.variance)
     return np.where(kept, noised, 0)
@@ -196,14 +196,14 @@ def kept_by_noised(noised: Integers, table: Integers, settings: GroupNoise, repo
 def kept_by_exact(counts: Integers, table: Integers, settings: GroupNoise) -> Kept:
     """Which groups a site publishes, from exact counts (K,), where these are known anyway."""
     if settings.adjacency != "replace_in_group":
-        raise _refused("RELEASE", "a threshold on exact counts that are to stay hidden", "kept_by_noised")
+        raise refused("RELEASE", "a threshold on exact counts that are to stay hidden", "kept_by_noised")
     return _kept(counts.astype(np.float64), table, float(settings.minimum))
 
 
 def rounded(counts: Floats | Integers, base: int, kept: Kept) -> Integers:
     """Counts (K,) as the nearest multiples of ``base``, not below 0; 0 for what is not published."""
     if type(base) is not int or base < 1:
-        raise _refused("RELEASE", "a base of rounding below one", "a whole number from 1")
+        raise refused("RELEASE", "a base of rounding below one", "a whole number from 1")
     nearest = np.maximum(np.rint(counts / base), 0).astype(np.int64) * base
     return np.where(kept, nearest, 0)
 
@@ -235,7 +235,7 @@ def _kept(counts: Floats, table: Integers, limit: float) -> Kept:
     two groups that together have ``limit`` units. Groups without any unit cover nobody.
     """
     if counts.shape != table.shape:
-        raise _refused("RELEASE", "groups without a table", "the number of each group's attribute")
+        raise refused("RELEASE", "groups without a table", "the number of each group's attribute")
     kept = counts >= limit
     for one in np.unique(table):
         inside = table == one
@@ -258,13 +258,4 @@ def _at_most(unit: Integers, most: int) -> Integers:
 
 def _verify_groups(cohort: Cohort, settings: GroupNoise) -> None:
     if cohort.most_groups > settings.most_groups:
-        raise _refused("RELEASE", "units in more groups than the noise is made for", "at most g groups per unit")
-
-
-def _refused(code: str, got: str, expected: str) -> PrivacyError:
-    return PrivacyError(
-        f"FF-PRIVACY-{code}",
-        got=got,
-        expected=expected,
-        next_step="check the plan's privacy section; report this as a defect of FairFlare if it is as it should be",
-    )
+        raise refused("RELEASE", "units in more groups than the noise is made for", "at most g groups per unit")

@@ -350,6 +350,14 @@ def presets_terms():
     return SampleTerms()
 
 
+def test_a_round_before_the_sessions_numbers_is_refused_and_not_paid():
+    file = a_file()
+    one = PrivateWork(private_plan(), hospital(40, 1).training, Account(Ledger(file), None, "job"))
+    with pytest.raises(RoundError, match="FF-ROUND-NOT-JOINED"):
+        one.begin_round(0, measured=True)
+    assert not file.exists()
+
+
 def test_a_payment_that_fails_leaves_nothing_of_the_last_one():
     one = work(private_plan(), hospital(40, 1))
     one.begin_round(0, measured=True)

@@ -149,15 +149,92 @@ class Overwriting(nn.Module):
         return found
 
 
+class Tied(nn.Module):
+    """One parameter in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x))
+
+
+class Uncalled(nn.Module):
+    """A parameter that acts outside of its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.one(x), self.two.weight, self.two.bias)
+
+
+class Ignored(Uncalled):
+    """A layer whose output nobody uses."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.two(x)
+        return self.one(x)
+
+
+class Mixing(Uncalled):
+    """A layer that is given other rows than records."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x.repeat(2, 1)))[: len(x)]
+
+
+class Pair(nn.Module):
+    """A trained layer that gives two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * self.weight, x
+
+
+class First(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[0]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "model", [Twice, Overwriting, lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))],
-    ids=["a layer called twice", "an input written over", "an output written over"],
+    "model",
+    [
+        Twice, Overwriting, lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), Tied, Uncalled, Ignored,
+        Mixing, lambda: First(Pair()),
+    ],
+    ids=[
+        "a layer called twice", "an input written over", "an output written over", "a parameter of two layers",
+        "a parameter outside of its layer", "an output without use", "other rows than records", "two tensors",
+    ],
 )  # fmt: skip
 def test_what_would_give_other_gradients_is_refused_in_the_step_itself(mode, model):
     made = model()
     own = RecordGradients(made, mode)
     assert code(lambda: own.norms(lambda: made(torch.ones(2, 4)).sum(dim=1), 2)) == "FF-PRIVACY-MODEL"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_of_rows_through_a_wide_layer_are_exact(mode):
+    """More numbers than ghost keeps, of a layer that no short cut is for."""
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(200, 200), nn.Tanh(), nn.Flatten(), nn.Linear(400, 2)).to(torch.float64)
+    assert model[0].weight.numel() > gradients._SMALL
+    inputs, factors = torch.randn(3, 2, 200, dtype=torch.float64), torch.tensor([1.0, 0.25, 0.5], dtype=torch.float64)
+    trained = list(model.parameters())
+    alone = [torch.autograd.grad(model(one).square().sum(), trained) for one in inputs.split(1)]
+    flat = [torch.cat([part.reshape(-1) for part in one]) for one in alone]
+    norms, total = found_by(RecordGradients(model, mode), model, inputs, factors)
+    assert torch.allclose(norms, torch.stack([one.norm() for one in flat]), rtol=1e-12)
+    wanted = sum(factor * one for factor, one in zip(factors, flat, strict=True))
+    assert torch.allclose(total, wanted, atol=1e-12 * float(wanted.norm()))
 
 
 @pytest.mark.parametrize("mode", MODES)

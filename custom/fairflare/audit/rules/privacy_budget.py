@@ -14,9 +14,19 @@ from fairflare.errors import FairFlareError
 from fairflare.plan import DifferentialPrivacy, Plan
 from fairflare.policy import CATALOG_NAME, read_catalog
 from fairflare.policy.site import MostPrivacyLoss
-from fairflare.privacy.bill import LEAST_BATCH, MOST_RATE, Line, counting, measuring, sampling, training
+from fairflare.privacy.bill import (
+    LEAST_BATCH,
+    MOST_RATE,
+    Line,
+    counting,
+    drawn_in_public,
+    measuring,
+    planned,
+    sampling,
+    training,
+)
 from fairflare.privacy.ledger import Entry, load_accounting
-from fairflare.privacy.loss import DpSgd, Gaussian, Mechanism
+from fairflare.privacy.loss import DpSgd, Mechanism
 from fairflare.record import LostRound, RoundRecord, RunRecord
 
 #: Most epsilon for the life of a data set: beyond it a bound says next to nothing. Our choice: no norm fixes it.
@@ -49,7 +59,7 @@ def _check_plan_cost(evidence: Evidence) -> Iterator[Outcome]:
     terms = most or MostPrivacyLoss(epsilon=MOST_EPSILON, delta=MOST_DELTA, relation="add_remove")
     limit = min(MOST_EPSILON, terms.epsilon)
     try:
-        cost, known = _cost(*found), _is_public(found[0])
+        cost, known = _cost(*found), drawn_in_public(found[0])
         spent = load_accounting().epsilon(cost, terms.delta, terms.relation).value
     except FairFlareError as problem:
         yield Doubt(_FIELD, f"what the plan costs could not be counted ({problem.code})")
@@ -63,20 +73,8 @@ def _check_plan_cost(evidence: Evidence) -> Iterator[Outcome]:
 
 def _cost(plan: Plan, privacy: DifferentialPrivacy) -> tuple[Mechanism, ...]:
     """All releases of a plan that runs in one session; without steps where their sampling is not public."""
-    rounds, method = plan.training.rounds, plan.method
-    measured = rounds if method.lagged else -(-rounds // method.measured_every)
-    lines = [how for _, how in counting(plan, privacy)]
-    for _, how in measuring(plan, privacy):
-        if isinstance(how, Gaussian):
-            lines.append(Gaussian(how.sigma, how.sensitivity, how.count * measured))
-    if _is_public(plan):
-        drawing = sampling(plan, 1)
-        lines.append(DpSgd(drawing.q, privacy.noise_multiplier, drawing.steps * rounds))
-    return tuple(lines)
-
-
-def _is_public(plan: Plan) -> bool:
-    return plan.training.batch.unit == "batches_per_epoch"
+    all_ = (one for round_ in planned(plan, privacy, 1) for one in round_)
+    return tuple(one for one in all_ if drawn_in_public(plan) or not isinstance(one, DpSgd))
 
 
 def _check_policy_budget(evidence: Evidence) -> Iterator[Outcome]:
@@ -232,7 +230,7 @@ def _has(entries: Sequence[Entry], plan: Plan, line: Line) -> bool:
             continue
         if found == wanted:
             return True
-        if isinstance(wanted, DpSgd) and isinstance(found, DpSgd) and not _is_public(plan):
+        if isinstance(wanted, DpSgd) and isinstance(found, DpSgd) and not drawn_in_public(plan):
             # How many patients a site has is not in the record, so neither are its batches.
             steps = plan.training.work.unit == "epochs" or found.steps == wanted.steps
             if found.sigma == wanted.sigma and steps:
