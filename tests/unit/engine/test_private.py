@@ -379,6 +379,33 @@ def test_shared_noise_has_the_variance_that_the_honest_sites_owe():
     assert private.group_noise(shared, 5).sharing == 4
 
 
+def test_a_server_that_asks_again_or_sends_another_model_makes_nobody_pay(tmp_path):
+    """It can break off sessions, each of which is paid for; within one it gets what was paid for, once."""
+    the_plan, asked = private_plan(), []
+    sites = {
+        name: site_of(
+            name, the_plan, load, tmp_path / "sites" / name, None, local_masks(the_plan, name),
+            local_account(the_plan, tmp_path / "sites" / name),
+        )
+        for name, load in loaders().items()
+    }  # fmt: skip
+    coordinator = coordinator_of(the_plan, tmp_path, Start("session", "local", software()))
+    for phase in coordinator.phases(sorted(sites)):
+        for name in phase.targets:
+            answer(sites[name], phase)
+        if phase.message.task == MEASURE:
+            again = replace(phase.message, protocol=b"")
+            other = replace(again, round=again.round + 1, vectors={"model": again.vectors["model"] + 1})
+            for message, code in ((again, "REPEAT"), (other, "MODEL-DIGEST"), (replace(other, round=9), "ROUND")):
+                paid = len(ledger_of(tmp_path, "amber").entries())
+                with pytest.raises(RoundError, match=f"FF-ROUND-{code}"):
+                    sites["amber"].handle(message)
+                assert len(ledger_of(tmp_path, "amber").entries()) == paid
+                asked.append(code)
+            break
+    assert len(asked) == 3
+
+
 def test_a_restart_pays_again(tmp_path):
     the_plan = private_plan(rounds=1)
     drive(the_plan, tmp_path)
