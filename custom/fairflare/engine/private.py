@@ -125,9 +125,8 @@ class PrivateWork:
         result = {}
         for measure, cohort in self._cohorts.items():
             count, kept = self.counted.groups[measure]
-            everywhere = np.ones(count.size, dtype=np.bool_)
             values = scores.quantities[measure.quantity]
-            moved = release.noised_sums(cohort, values, everywhere, settings, _paid) / release.SCALE
+            moved = release.noised_sums(cohort, values, kept, settings) / release.SCALE
             half = settings.bound / 2
             result[measure] = CellSums(*(np.where(kept, part, 0.0) for part in (half * (count + moved), count, kept)))
         return result
@@ -157,7 +156,7 @@ class PrivateWork:
             UnitSampler(self._records.units, drawing.q, privacy.records_per_unit),
             mode=privacy.gradients,
             at_once=_AT_ONCE[self.plan.task.input.kind],
-            charge=_paid,
+            charge=_metered(drawing.steps),
         )
 
     def _expected(self, drawing: Sampling) -> float:
@@ -175,7 +174,7 @@ class PrivateWork:
         settings = self._settings
         if settings is None:  # the plan's rules
             raise refused("PLAN", "group sums without noise for them", "a plan that says how much")
-        counts = release.noised_counts(cohort, settings, _paid)
+        counts = release.noised_counts(cohort, settings)
         kept = np.ones(cohort.size, dtype=np.bool_)
         if self.plan.cells.minimum > 1:
             kept = release.kept_by_noised(counts, np.zeros(cohort.size, dtype=np.int64), settings, 1)
@@ -207,7 +206,7 @@ def group_noise(plan: Plan, sites: int) -> release.GroupNoise:
     sharing = max(sites - masking.colluders, 1) if groups.shared and masking is not None else 1
     return release.GroupNoise(
         bound=plan.method.clip, multiplier=groups.noise_multiplier, most_groups=groups.groups_per_unit,
-        minimum=max(plan.cells.minimum, 1), adjacency="add_remove", sharing=sharing,
+        minimum=max(plan.cells.minimum, 1), sharing=sharing,
     )  # fmt: skip
 
 
@@ -241,8 +240,17 @@ def _losses(trainer: Trainer, round_: int, number: int) -> Callable[[Integers], 
     return lambda index: trainer.record_losses(round_, number, index, flips)
 
 
-def _paid() -> None:
-    """What is drawn was paid for when the session or the round began."""
+def _metered(steps: int) -> Callable[[], None]:
+    """Lets as many steps through as were paid for when the round began, and no more."""
+    left = steps
+
+    def charge() -> None:
+        nonlocal left
+        if left == 0:
+            raise refused("REPEAT", "a step that was not paid for", "the steps of the round's bill")
+        left -= 1
+
+    return charge
 
 
 __all__ = ["Counted", "PrivateWork", "group_noise", "made_up", "most_weight", "privacy_of"]

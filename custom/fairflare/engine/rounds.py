@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from fairflare.fairness.groups import HOSPITAL, CellSums, Measure, Sums
 from fairflare.plan import Plan
 from fairflare.plan.rules import fewest_hospitals
+from fairflare.privacy.release import MARGIN
 from fairflare.record import Session
 
 
@@ -47,8 +47,7 @@ def cleared(plan: Plan, sums: Sums) -> Sums:
     return CellSums(*(np.where(clear, part, 0.0) for part in (total, sums.count, sums.sites)))
 
 
-#: One in a thousand of normal numbers is above.
-_CLEAR: Final = NormalDist().inv_cdf(0.999)
+_CLEAR: Final = MARGIN
 
 
 def steps_of(plan: Plan, records: float) -> int:

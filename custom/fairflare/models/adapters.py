@@ -68,19 +68,6 @@ def train_part(model: nn.Module, part: Part, *, rank: int, seed: int) -> None:
         _add_adapters(model, head, rank, seed)
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Add every adapter to the weights of its layer and take it off: the same outputs, under the usual names alone."""
-    for layer in _adapted(model):
-        adapter = getattr(layer, _NAME)
-        with torch.no_grad():
-            up, down = adapter.up.weight, adapter.down.weight
-            layer.weight += (up.flatten(1) @ down.flatten(1)).view_as(layer.weight)
-        delattr(layer, _NAME)
-        kept = {key: hook for key, hook in layer._forward_hooks.items() if not isinstance(hook, _AddAdapter)}
-        layer._forward_hooks.clear()
-        layer._forward_hooks.update(kept)
-
-
 def features(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """What the head is given for ``inputs`` (n, ...), without gradients: computed once where only the head is trained.
 

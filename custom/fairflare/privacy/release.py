@@ -4,25 +4,19 @@
 A unit (a patient) is in at most g groups. In each it counts once, with the mean of its records' utilities, clipped to
 [0, B] and moved to [-1, 1], as a whole number of 2^-20; so no rounding is left to account for. A unit that comes or
 goes then moves the sums, and the counts, by at most sqrt(g) in L2 norm, and discrete normal noise of z sqrt(g) makes
-each of the two releases a Gaussian mechanism with noise multiplier z. Counts are released once per job.
+each of the two releases a Gaussian mechanism with noise multiplier z. Counts are released once per session.
 
-Which groups are published must not say more than the noise allows. A threshold on exact counts lets one patient switch
-a whole group on and off: noise for one patient does not hide that. So there are two ways, which differ in what is
-promised:
-
-* ``add_remove``: whether a patient is in the data at all stays hidden. The threshold is put on noised counts, with a
-  margin, and everything below it is dropped before sums are taken.
-* ``replace_in_group``: who somebody is stays hidden, but counts are exact and known. The threshold is put on exact
-  counts; a patient can only be replaced by one of the same groups, which moves sums by up to 2 sqrt(g).
+What is hidden is whether a patient is in the data at all. Which groups are published must not say more than the noise
+allows: a threshold on exact counts lets one patient switch a whole group on and off, which noise for one patient does
+not hide. So the threshold is put on noised counts, with a margin. Whoever calls this has paid before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +28,11 @@ from fairflare.privacy.refusals import refused
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Kept = NDArray[np.bool_]
-Adjacency = Literal["add_remove", "replace_in_group"]
 
 #: Sums and noised counts travel as whole numbers of 1 / SCALE.
 SCALE = 1 << 20
-#: Groups below the minimum pass the threshold on noised counts with at most this probability each.
-_MISTAKE = 1e-3
+#: Deviations of the noise above a threshold: below it a group passes with a probability of one in a thousand.
+MARGIN: Final = float(-ndtri(1e-3))
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,6 @@ class GroupNoise:
         g: groups in which a unit counts; of more, g are drawn.
     minimum
         Smallest number of units of a published group, from 1.
-    adjacency
-        What is hidden, as above.
     sharing
         h: sites that share the noise of a masked sum, each with the part 1 / h of the variance. It must be no more
         than the sites whose part is sure to be in the sum and unknown to the others: max(t, n_min) - c. With h = 1
@@ -69,7 +60,6 @@ class GroupNoise:
     multiplier: float
     most_groups: int
     minimum: int
-    adjacency: Adjacency
     sharing: int = 1
 
     def __post_init__(self) -> None:
@@ -80,13 +70,11 @@ class GroupNoise:
         for whole in (self.most_groups, self.minimum, self.sharing):
             if type(whole) is not int or not 1 <= whole <= 1 << 20:
                 raise refused("RELEASE", "groups, a minimum or sites below one", "whole numbers from 1")
-        if self.adjacency not in ("add_remove", "replace_in_group"):
-            raise refused("RELEASE", "another adjacency", "add_remove or replace_in_group")
 
     @property
     def sensitivity_squared(self) -> int:
-        """Square of how far a unit moves the sums in L2 norm, in units of 1: g, or 4 g for a replacement."""
-        return self.most_groups * (1 if self.adjacency == "add_remove" else 4)
+        """Square of how far a unit moves the sums in L2 norm, in units of 1: g."""
+        return self.most_groups
 
     @property
     def variance(self) -> Fraction:
@@ -149,21 +137,13 @@ class Cohort:
         return result
 
 
-def noised_counts(cohort: Cohort, settings: GroupNoise, charge: Callable[[], None]) -> Integers:
-    """A site's noised counts, in units of 1 / SCALE, int64 (K,): once per job.
-
-    ``charge`` is called before noise is drawn: it writes the release down, or raises if it cannot be afforded.
-    """
-    if settings.adjacency != "add_remove":
-        raise refused("RELEASE", "noised counts where exact ones are promised to be known", "add_remove")
+def noised_counts(cohort: Cohort, settings: GroupNoise) -> Integers:
+    """A site's noised counts, in units of 1 / SCALE, int64 (K,): once per session."""
     _verify_groups(cohort, settings)
-    charge()
     return cohort.counts * SCALE + noise.discrete_gaussian(cohort.size, settings.variance)
 
 
-def noised_sums(
-    cohort: Cohort, values: Floats, kept: Kept, settings: GroupNoise, charge: Callable[[], None]
-) -> Integers:
+def noised_sums(cohort: Cohort, values: Floats, kept: Kept, settings: GroupNoise) -> Integers:
     """A site's noised sums of the published groups, in units of 1 / SCALE, int64 (K,); 0 for the others.
 
     Parameters
@@ -171,14 +151,11 @@ def noised_sums(
     values
         Utility of each record, (n,).
     kept
-        From :func:`kept_by_noised` or :func:`kept_by_exact`: known to all before this release, (K,).
-    charge
-        Called before noise is drawn.
+        From :func:`kept_by_noised`: known to all before this release, (K,).
     """
     _verify_groups(cohort, settings)
     if kept.shape != (cohort.size,) or kept.dtype != np.bool_:
         raise refused("RELEASE", "another number of groups than there are", "one truth value per group")
-    charge()
     noised = cohort.sums(values, settings.bound) + noise.discrete_gaussian(cohort.size, settings.variance)
     return np.where(kept, noised, 0)
 
@@ -189,43 +166,8 @@ def kept_by_noised(noised: Integers, table: Integers, settings: GroupNoise, repo
     The noised count must be above the minimum by so much that a smaller group seldom passes (1 in 1000). ``table``:
     number of each group's attribute, for the second suppression.
     """
-    limit = settings.minimum + float(-ndtri(_MISTAKE)) * settings.deviation(reporting)
+    limit = settings.minimum + MARGIN * settings.deviation(reporting)
     return _kept(np.maximum(noised / SCALE, 1.0), table, limit)
-
-
-def kept_by_exact(counts: Integers, table: Integers, settings: GroupNoise) -> Kept:
-    """Which groups a site publishes, from exact counts (K,), where these are known anyway."""
-    if settings.adjacency != "replace_in_group":
-        raise refused("RELEASE", "a threshold on exact counts that are to stay hidden", "kept_by_noised")
-    return _kept(counts.astype(np.float64), table, float(settings.minimum))
-
-
-def rounded(counts: Floats | Integers, base: int, kept: Kept) -> Integers:
-    """Counts (K,) as the nearest multiples of ``base``, not below 0; 0 for what is not published."""
-    if type(base) is not int or base < 1:
-        raise refused("RELEASE", "a base of rounding below one", "a whole number from 1")
-    nearest = np.maximum(np.rint(counts / base), 0).astype(np.int64) * base
-    return np.where(kept, nearest, 0)
-
-
-def risks(sums: Integers, counts: Floats, kept: Kept, settings: GroupNoise, reporting: int) -> tuple[Floats, Floats]:
-    """Mean utility of each published group and the standard deviation that the noise gives it, (K,); NaN for others.
-
-    Parameters
-    ----------
-    sums
-        Of :func:`noised_sums` over ``reporting`` sites.
-    counts
-        Units of each group in units of 1: noised ones divided by ``SCALE``, or exact ones.
-    """
-    known = kept & (counts >= 1)
-    divisor = np.where(known, counts, 1.0)
-    mean = (sums / SCALE / divisor).clip(-1.0, 1.0)
-    own = settings.deviation(reporting)
-    of_counts = own if settings.adjacency == "add_remove" else 0.0
-    half = settings.bound / 2
-    deviation = half * np.sqrt(own**2 + (mean * of_counts) ** 2) / divisor
-    return np.where(known, half + half * mean, np.nan), np.where(known, deviation, np.nan)
 
 
 def _kept(counts: Floats, table: Integers, limit: float) -> Kept:

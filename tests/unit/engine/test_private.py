@@ -321,6 +321,14 @@ def test_what_was_not_paid_is_refused():
     one.begin_round(1, measured=False)
     with pytest.raises(RoundError, match="FF-ROUND-REPEAT"):
         one.sums(scores)
+    steps = one._private(trainer, one.drawing)
+    for left in range(4, -1, -1):
+        if left == 0:
+            with pytest.raises(RoundError, match="FF-ROUND-REPEAT"):
+                steps.step(np.ones(40), private._losses(trainer, 1, left))
+        else:
+            steps.step(np.ones(40), private._losses(trainer, 1, left))
+    assert steps.steps == 4
 
 
 def test_a_batch_is_drawn_at_the_rate_that_was_paid(monkeypatch):

@@ -17,7 +17,6 @@ from fairflare.models import build, initial_vector, load_vector, parameter_count
 from fairflare.models.adapters import (
     features,
     head_of,
-    merge_adapters,
     train_part,
 )
 from fairflare.models.networks import Mlp
@@ -87,9 +86,8 @@ def test_adapters_start_as_nothing_below_names_that_stay(name):
 
 
 @pytest.mark.parametrize("name", ADAPTABLE)
-def test_training_adapters_leaves_the_network_and_merging_puts_them_into_it(name):
+def test_training_adapters_leaves_the_network_as_it_is_and_changes_its_outputs(name):
     model, plan = network(name), PLANS[name]
-    plain = list(model.state_dict())
     train_part(model, "adapters", rank=2, seed=3)
     frozen = {own: one.clone() for own, one in model.named_parameters() if not one.requires_grad}
     for _ in range(3):
@@ -98,13 +96,7 @@ def test_training_adapters_leaves_the_network_and_merging_puts_them_into_it(name
     ups = [one for own, one in model.named_parameters() if own.endswith("up.weight")]
     assert all(bool(one.any()) for one in ups)
     with torch.no_grad():
-        before = model(inputs(plan))
-        merge_adapters(model)
-        after = model(inputs(plan))
-    assert torch.allclose(before, after, rtol=1e-3, atol=1e-4)
-    assert list(model.state_dict()) == plain
-    assert not any(module._forward_hooks for module in model.modules())
-    assert not torch.equal(after, network(name)(inputs(plan)))
+        assert not torch.equal(model(inputs(plan)), network(name)(inputs(plan)))
 
 
 def test_every_site_starts_from_the_same_adapters_and_torchs_generator_is_left_alone():
