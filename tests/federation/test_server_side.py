@@ -114,6 +114,8 @@ def test_the_operator_sees_sites_jobs_and_refusals_and_nobodys_result(
 ) -> None:
     plan = _plan("health", 1, rounds=3)
     parties.set_policy(VETO, cells_minimum=50)
+    # The server writes what it sees every few seconds: a file from before the site came would look like its loss.
+    wait_until(lambda: ILL in _connected(parties) or None, 60, "sign of life in the server's file", interval=1.0)
     parties.stop(ILL)
     try:
         wait_until(lambda: ILL not in _connected(parties) or None, 60, "loss of a site", interval=1.0)
