@@ -79,7 +79,7 @@ study: setup  ## every method on heart disease, five seeds, masked: UCI data in 
 	$(BIN)/fairflare data import uci_heart --from $(FAIRFLARE_DATA)/uci_heart --to runs/study_data --overwrite
 	$(BIN)/fairflare study poc/heart_study.json --to runs/heart_study
 
-private: setup  ## the study of differential privacy, epsilon 8, 3 and 1 through FLARE: UCI heart and HAM10000, under an hour
+private: setup  ## the study of differential privacy, epsilon 8, 3 and 1 through FLARE: UCI heart and HAM10000, half an hour
 	$(BIN)/python poc/private_study.py --out runs/private_study
 
 wheel: setup  ## build dist/fairflare-*.whl: the same bytes from the same sources, wherever it is built
