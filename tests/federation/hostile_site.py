@@ -12,32 +12,45 @@ import threading
 import time
 
 from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.message import Message
+from nvflare.private.fed.client.client_runner import ClientRunner, TaskAssignment
+
+from fairflare.engine.messages import MEASURE
 
 #: Bytes of one message that is too long.
 HUGE = 64 * 1024 * 1024
 
 
 class Sender(FLComponent):
-    """``flood``: hundreds of small messages in a second; ``huge``: one very long message after the other."""
+    """``flood``: hundreds of small messages in a second; ``huge``: one very long message after the other.
+
+    It begins with the first round: whoever is lost before, while a session begins, stops the run for all.
+    """
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        before = Cell.__init__
+        begun = threading.Event()
+        before, process = Cell.__init__, ClientRunner._process_task
 
         def remember(cell: Cell, *args: object, **more: object) -> None:
             before(cell, *args, **more)
             name = str(cell.get_fqcn())
             if "." in name:  # the job's process
-                threading.Thread(target=_send, args=(cell, name.split(".")[1], how), daemon=True).start()
+                threading.Thread(target=_send, args=(cell, name.split(".")[1], how, begun), daemon=True).start()
 
-        Cell.__init__ = remember
+        def notice(runner: ClientRunner, task: TaskAssignment, fl_ctx: FLContext) -> Shareable:
+            if task.name == MEASURE:
+                begun.set()
+            return process(runner, task, fl_ctx)
+
+        Cell.__init__, ClientRunner._process_task = remember, notice
 
 
-def _send(cell: Cell, job: str, how: str) -> None:
-    time.sleep(1.0)
+def _send(cell: Cell, job: str, how: str, begun: threading.Event) -> None:
+    begun.wait()
     target, channel, topic = f"server.{job}", "aux_communication", "__task_check__"
     while True:
         with contextlib.suppress(Exception):
