@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differential privacy costs each group: real patients, masked jobs through FLARE, epsilon 8, 3, 1 and none.
 
-What is compared stands in ``private_study.json``; learning rates (with noise, and without)
-and bounds were chosen on validation data. A plan's
-noise is the least that keeps its epsilon (``fairflare plan privacy``), by privacy loss distributions, for one patient
-(skin: one lesion) of the training split more or less, at each hospital. Hospitals run with a policy whose budget is
-just this epsilon, so a round that cost more would be refused; afterwards each hospital's ledger is looked at.
+What is compared stands in ``private_study.json``; learning rates (with noise, and without) and bounds were chosen on
+validation data. A plan's noise is the least that keeps its epsilon (``fairflare plan privacy``), by privacy loss
+distributions, for one patient (skin: one lesion) of the training split more or less, at each hospital. Hospitals run
+with a policy whose budget is just this epsilon, so a round that cost more would be refused; afterwards each hospital's
+ledger is looked at.
 
 Noise is never the same twice, so no run can be had again bit by bit. Every run is counted, also one that learnt
 nothing. Runs that are done stay: a call that was interrupted goes on.

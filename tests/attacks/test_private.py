@@ -39,7 +39,7 @@ from fairflare.privacy.accounting import epsilon
 from fairflare.privacy.dpsgd import Mechanism as Steps
 from fairflare.privacy.gradients import RecordGradients
 from fairflare.privacy.loss import Mechanism
-from tests.unit.engine.hospitals import hospital, records
+from tests.unit.engine.hospitals import FEATURES, hospital, records
 from tests.unit.engine.test_private import FAIR, private_plan
 
 RUNS = 600
@@ -232,7 +232,6 @@ def test_it_finds_each_hole(hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------------------ inversion
 
 BINS = 256
-FEATURES = 13
 INVERTED = {"training": {"optimizer": {**PLAIN, "lr": 1.0}}, "model": {"name": "mlp", "hidden": [BINS, 1]}}
 PRIVATE = private_plan(presets.FEDAVG, None, rounds=1, batches=1, sigma=1.0, **INVERTED)
 HOSPITALS = {
@@ -240,7 +239,7 @@ HOSPITALS = {
 }
 
 
-def in_clear(plan: Plan) -> Plan:
+def without_privacy(plan: Plan) -> Plan:
     """The same masked plan without differential privacy."""
     data = json.loads(schema.pretty(plan))
     data["differential_privacy"] = None
@@ -278,7 +277,7 @@ def read_out(plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_masks_do_not_keep_rows_out_of_the_sum_and_noise_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patients = 3 * 12
-    assert read_out(in_clear(PRIVATE), tmp_path / "clear", monkeypatch) > patients / 2
+    assert read_out(without_privacy(PRIVATE), tmp_path / "masked", monkeypatch) > patients / 2
     assert read_out(PRIVATE, tmp_path / "private", monkeypatch) == 0
     monkeypatch.setattr(noise, "add_gaussian", lambda values, deviation: values)
     assert read_out(PRIVATE, tmp_path / "clipped", monkeypatch) > patients / 2
